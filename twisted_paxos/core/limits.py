@@ -1,0 +1,47 @@
+"""The bounds of the protocol: every queue, message and table has its limit here.
+
+Sizes are bytes of encoded JSON, counts are plain numbers.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+VALUE_MAX_BYTES: Final = 1 << 20
+"""The largest payload of one command (1 MiB)."""
+
+FRAME_MAX_BYTES: Final = 2 * VALUE_MAX_BYTES
+"""The largest message on a TCP link: a largest value and all that surrounds it."""
+
+BATCH_TARGET_BYTES: Final = 45_000
+"""A leader stops adding commands to a value here; one larger command goes alone."""
+
+PIPELINE_SLOTS: Final = 4
+"""Values in flight at once; few, so that batches grow by themselves under load."""
+
+ALPHA: Final = 64
+"""A leader never proposes beyond its chosen_upto + ALPHA; a change of members waits as long."""
+
+WINDOW_SLOTS: Final = 4 * ALPHA
+"""An acceptor takes Accepts, and a learner votes, up to this far above its own chosen_upto."""
+
+QUEUE_MAX_BYTES: Final = 64 << 20
+"""Commands that may wait at a leader, and at a node for a leader."""
+
+QUEUE_MAX_COMMANDS: Final = 200_000
+"""The same limit as a count."""
+
+BALLOTS_PER_SLOT: Final = 8
+"""How many ballots a learner counts votes for in one slot: the highest ones."""
+
+FETCH_BYTES: Final = VALUE_MAX_BYTES
+"""The size that an answer to a Fetch stops at (one entry more than fits is never cut)."""
+
+SESSIONS_MAX: Final = 100_000
+"""Open client sessions; beyond it, opening one is refused."""
+
+SESSION_RESULTS_MAX: Final = 100_000
+"""Remembered results of one session above its floor; beyond it, commands are refused."""
+
+UID_MAX_CHARS: Final = 32
+"""The longest node id."""

@@ -1,0 +1,290 @@
+"""What nodes say to each other, typed and frozen, and what a slot holds.
+
+On the wire each message is one JSON object with its name under ``type``
+(`twisted_paxos.wire`); `docs/protocol.md` has the table of who sends what to whom.
+Every message travels in an `Envelope`, which says who speaks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias, Union
+
+import msgspec
+from msgspec import Raw, Struct
+
+from twisted_paxos.core.ballot import NO_BALLOT, ProposalID
+
+
+class Command(Struct, frozen=True, array_like=True, gc=False):
+    """One command of one client.
+
+    Attributes:
+        client: the session's id, as the log gave it; empty for commands without one.
+        sequence: the client's number for it, from 1; a retry keeps it.
+        floor: the client has the results of everything below this sequence number.
+        payload: the command itself, any JSON (`twisted_paxos.statemachine.commands`).
+    """
+
+    client: str
+    sequence: int
+    floor: int
+    payload: Raw
+
+
+class Value(Struct, frozen=True):
+    """What one slot holds: a batch of commands, empty for a no-op.
+
+    Attributes:
+        time_ms: log time, as the leader stamped it; never goes back along the log.
+        commands: in the order in which they apply.
+    """
+
+    time_ms: int
+    commands: tuple[Command, ...] = ()
+
+
+_encode = msgspec.json.Encoder().encode
+_decode_value = msgspec.json.Decoder(Value).decode
+
+
+def encode_value(time_ms: int, commands: Sequence[Command]) -> Raw:
+    """The bytes of a slot's value; made once, never encoded again on its way."""
+    return Raw(_encode(Value(time_ms, tuple(commands))))
+
+
+def decode_value(value: Raw) -> Value:
+    """The inverse of `encode_value`.
+
+    Raises:
+        msgspec.DecodeError: the bytes are no value.
+    """
+    return _decode_value(value)
+
+
+class Entry(NamedTuple):
+    """A value and the ballot under which it was accepted (or, once chosen, that or a later one)."""
+
+    ballot: ProposalID
+    value: Raw
+
+
+class SlotEntry(Struct, frozen=True, array_like=True):
+    """An `Entry` with its place in the log, as it travels and as storage returns it."""
+
+    slot: int
+    ballot: ProposalID
+    value: Raw
+
+
+class Prepare(Struct, frozen=True, tag="prepare"):
+    """Phase 1a: asks acceptors to take no ballot below this one, for all slots.
+
+    Attributes:
+        ballot: the sender's new ballot.
+        from_slot: the first slot that the sender does not know as chosen.
+    """
+
+    ballot: ProposalID
+    from_slot: int
+
+
+class Promise(Struct, frozen=True, tag="promise"):
+    """Phase 1b, possibly in parts: only all parts of one ``promise_id`` are a promise.
+
+    Attributes:
+        ballot: the ballot promised to.
+        promise_id: the acceptor's number for this answer.
+        part, parts: which part this is, from 0, and of how many.
+        chosen_upto: the acceptor knows every slot up to here as chosen and reports none of them.
+        accepted: what it has accepted above that.
+    """
+
+    ballot: ProposalID
+    promise_id: int
+    part: int
+    parts: int
+    chosen_upto: int
+    accepted: tuple[SlotEntry, ...] = ()
+
+
+class Accept(Struct, frozen=True, tag="accept"):
+    """Phase 2a: asks acceptors to accept ``value`` in ``slot``.
+
+    Attributes:
+        chosen_upto: every slot up to here was chosen at a ballot <= this one.
+    """
+
+    ballot: ProposalID
+    slot: int
+    value: Raw
+    chosen_upto: int
+
+
+class Accepted(Struct, frozen=True, tag="accepted"):
+    """Phase 2b: the sender has durably accepted exactly these slots at exactly this ballot."""
+
+    ballot: ProposalID
+    slots: tuple[int, ...]
+
+
+class Nack(Struct, frozen=True, tag="nack"):
+    """A Prepare or Accept of ``ballot`` came too late: ``promised`` is higher."""
+
+    ballot: ProposalID
+    promised: ProposalID
+
+
+class Status(Struct, frozen=True):
+    """What a node says of itself in heartbeats.
+
+    Attributes:
+        ballot: its own ballot, NO_BALLOT since its start until it takes over.
+        leading: it completed phase 1 of that ballot and has not given way since.
+        leader: the ballot of the leader that it follows (its own when it leads).
+        leader_works: it has heard that leader lately and the leader can make progress.
+        voter: it is a full voting member; others never count.
+        chosen_upto: it knows every slot up to here as chosen; a leader's counts
+            only slots chosen at ballots <= ``ballot``.
+        log_start: the lowest slot that it can still hand out.
+        client: where its clients connect, for status tables; may be empty.
+    """
+
+    ballot: ProposalID = NO_BALLOT
+    leading: bool = False
+    leader: ProposalID = NO_BALLOT
+    leader_works: bool = False
+    voter: bool = False
+    chosen_upto: int = 0
+    log_start: int = 1
+    client: str = ""
+
+
+class Heartbeat(Struct, frozen=True, tag="heartbeat"):
+    """Asks for a `HeartbeatReply`; ``round`` is the sender's own count."""
+
+    round: int
+    status: Status
+
+
+class HeartbeatReply(Struct, frozen=True, tag="heartbeat_reply"):
+    """Answers the `Heartbeat` of this ``round``: both directions work."""
+
+    round: int
+    status: Status
+
+
+class Fetch(Struct, frozen=True, tag="fetch"):
+    """Asks for chosen slots ``from_slot`` to ``upto_slot``, both included."""
+
+    request_id: int
+    from_slot: int
+    upto_slot: int
+
+
+class Chosen(Struct, frozen=True, tag="chosen"):
+    """Answers a `Fetch` with chosen slots without a gap, as many as fit.
+
+    Attributes:
+        entries: from the asked slot on; empty when none of them is here.
+        chosen_upto: how far the sender knows.
+        log_start: the lowest slot that the sender still has.
+    """
+
+    request_id: int
+    entries: tuple[SlotEntry, ...]
+    chosen_upto: int
+    log_start: int
+
+
+class Forward(Struct, frozen=True, tag="forward"):
+    """Commands of the sender's clients, for the leader to propose; makes one hop only."""
+
+    commands: tuple[Command, ...]
+
+
+class ForwardRefused(Struct, frozen=True, tag="forward_refused"):
+    """The receiver of a `Forward` took nothing of it: it does not lead, or it is full."""
+
+    leader: ProposalID
+    overloaded: bool
+
+
+class Join(Struct, frozen=True, tag="join"):
+    """First formation: asks to record the sender's incarnation (DESIGN.md section 6).
+
+    Attributes:
+        nonce: only an answer to the sender's newest nonce counts.
+    """
+
+    nonce: int
+
+
+class Joined(Struct, frozen=True, tag="joined"):
+    """Answers a `Join`: which incarnation of each member the sender has durably recorded."""
+
+    nonce: int
+    formed: bool
+    members: dict[str, str]
+
+
+class Refused(Struct, frozen=True, tag="refused"):
+    """The sender knows a later start of the receiver than the one that speaks.
+
+    Attributes:
+        incarnation, boot, boot_id: the start that was refused.
+        boot_seen: the highest start seen of that incarnation.
+    """
+
+    incarnation: str
+    boot: int
+    boot_id: str
+    boot_seen: int
+
+
+Message: TypeAlias = Union[
+    Prepare,
+    Promise,
+    Accept,
+    Accepted,
+    Nack,
+    Heartbeat,
+    HeartbeatReply,
+    Fetch,
+    Chosen,
+    Forward,
+    ForwardRefused,
+    Join,
+    Joined,
+    Refused,
+]
+
+
+class Sender(NamedTuple):
+    """Who speaks: one start of one incarnation of one node.
+
+    Attributes:
+        uid: the node's id.
+        incarnation: one life of its directory; votes of any but the current one never count.
+        boot: how often that directory was started, from 1.
+        boot_id: random, tells two starts with the same count apart.
+    """
+
+    uid: str
+    incarnation: str
+    boot: int
+    boot_id: str
+
+
+class Envelope(Struct, frozen=True):
+    """A message with its sender, as it travels.
+
+    Attributes:
+        cluster: fingerprint of the configuration (ids and quorum); foreign ones are dropped.
+        sender: who speaks.
+        message: what it says.
+    """
+
+    cluster: str
+    sender: Sender
+    message: Message

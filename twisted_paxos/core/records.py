@@ -1,0 +1,84 @@
+"""What a node makes durable, and what it finds again after a restart."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, TypeAlias, Union
+
+from msgspec import Raw, Struct
+
+from twisted_paxos.core.ballot import NO_BALLOT, ProposalID
+from twisted_paxos.core.messages import Entry
+
+
+class Identity(Struct, frozen=True):
+    """Who this node's storage says that it is.
+
+    Attributes:
+        uid: the node's id.
+        incarnation: random, made with the storage; a new one for a new life.
+        cluster: fingerprint of the configuration that it was made for.
+        boot: how often it was started, from 1.
+        formed: whether the first formation is complete; before it, the node has no vote.
+        members: the incarnation of every voting member, itself included.
+        boots: per incarnation, the highest start seen of a peer: ``[boot, boot_id]``.
+    """
+
+    uid: str
+    incarnation: str
+    cluster: str
+    boot: int = 0
+    formed: bool = False
+    members: dict[str, str] = {}
+    boots: dict[str, tuple[int, str]] = {}
+
+
+class SaveIdentity(Struct, frozen=True):
+    """Replaces the stored identity."""
+
+    identity: Identity
+
+
+class SavePromise(Struct, frozen=True):
+    """Replaces the stored promise; kept in two copies, both synced."""
+
+    ballot: ProposalID
+
+
+class SaveAccepted(Struct, frozen=True):
+    """This acceptor accepted ``value`` in ``slot`` at ``ballot``."""
+
+    slot: int
+    ballot: ProposalID
+    value: Raw
+
+
+class SaveChosen(Struct, frozen=True):
+    """``value`` was chosen in ``slot``; learnt from another node, this one cast no vote with it."""
+
+    slot: int
+    ballot: ProposalID
+    value: Raw
+
+
+Record: TypeAlias = Union[SaveIdentity, SavePromise, SaveAccepted, SaveChosen]
+
+
+class Recovered(NamedTuple):
+    """What storage holds when it is opened.
+
+    Attributes:
+        identity: with ``boot`` counted up for this start, which is durable already.
+        promised: the highest ballot promised.
+        chosen_upto: every slot up to here is chosen and stored. May be behind what was
+            known before the stop, never ahead of it.
+        log_start: the lowest slot stored (1 unless compacted).
+        entries: what is stored above chosen_upto: accepted, or chosen with a gap below.
+        fresh: the storage was made by this start.
+    """
+
+    identity: Identity
+    promised: ProposalID = NO_BALLOT
+    chosen_upto: int = 0
+    log_start: int = 1
+    entries: dict[int, Entry] = {}
+    fresh: bool = False

@@ -1,0 +1,134 @@
+"""Every zope Interface: the seams at which parts can be replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from twisted.internet.defer import Deferred
+from twisted.plugin import IPlugin
+from zope.interface import Attribute, Interface
+
+from twisted_paxos.core.messages import Command, Message, SlotEntry
+from twisted_paxos.core.records import Recovered, Record
+
+if TYPE_CHECKING:
+    from twisted_paxos.statemachine.commands import Result
+
+
+class IAcceptorStorage(Interface):
+    """A node's durable state: identity, promise, and accepted or chosen values.
+
+    One process has it open at a time. Every method is called on the reactor's thread.
+    """
+
+    description: str = Attribute("What and where it is, for status tables: ``file:paxos_data/A``.")
+    log_bytes: int = Attribute("Size of the stored log in bytes, for status tables.")
+
+    def recover(fresh_incarnation: str, cluster: str) -> Recovered:
+        """Open, check and read everything; called once, before any other method.
+
+        Blocks (nothing else runs yet). Where nothing is stored, makes new storage in one
+        atomic step, with ``fresh_incarnation`` as its identity. The identity's ``boot``
+        is counted up and durable on return.
+
+        Raises:
+            StorageLocked: another process has it open.
+            StorageDamaged: something synced is missing, changed, or of another cluster or uid.
+            StorageError: it cannot be opened or made.
+        """
+
+    def write(records: Sequence[Record]) -> Deferred[None]:
+        """Make ``records`` durable; fires when they, and all written before them, are synced.
+
+        Writes are ordered: one queue, Deferreds fire in the order of the calls, never
+        inside the call. A SavePromise is on disk, in both copies, before any record behind
+        it. Does not block the reactor; what waits together shares one sync. The records
+        belong to storage from the call on.
+
+        Fails with:
+            StorageFull: nothing of this write is stored; storage goes on, and so may the caller.
+            StorageFailed: what is durable is unknown; every later write fails as well.
+        """
+
+    def note_chosen(chosen_upto: int) -> None:
+        """Remember with the next write, without a sync of its own, how far slots are chosen."""
+
+    def read_chosen(from_slot: int, upto_slot: int, limit_bytes: int) -> Deferred[list[SlotEntry]]:
+        """Read entries ``from_slot``, ``from_slot + 1``, ... without a gap, for catch-up.
+
+        The caller asks only for slots that it knows as chosen. Ends at ``upto_slot``, before
+        the first slot that is not stored, or when ``limit_bytes`` of values are passed (at
+        least one entry is returned where there is one). Sees every write made before the call.
+
+        Fails with:
+            StorageDamaged: a stored entry cannot be read back.
+        """
+
+    def close() -> Deferred[None]:
+        """Sync what was written and noted, release the lock. Nothing may be called after it."""
+
+
+class IStorageProvider(IPlugin):
+    """Makes `IAcceptorStorage` from ``--storage SCHEME:LOCATION``; found as a ``twisted.plugins`` plugin."""
+
+    scheme: str = Attribute("The word before the colon.")
+    durable: bool = Attribute("False when a restart forgets: such nodes are not mixed with others.")
+    syntax: str = Attribute("For help texts: ``file:DIR``.")
+
+    def open(location: str, uid: str, reactor: object) -> IAcceptorStorage:
+        """Storage at ``location`` (what follows the colon) for node ``uid``; touches nothing yet.
+
+        Raises:
+            ConfigError: the location cannot be understood.
+        """
+
+
+class IMessenger(Interface):
+    """Carries messages to other nodes. Any message may be lost, doubled, delayed or reordered."""
+
+    def send(uids: Sequence[str], message: Message) -> None:
+        """Send to each of ``uids``; encodes once. Unknown ids are ignored, nothing is raised."""
+
+
+class IDiskExecutor(Interface):
+    """Where blocking disk work runs: a thread, or, in tests, a fake clock."""
+
+    def run(work: Callable[[], object]) -> Deferred:
+        """Run ``work`` after all that was given before; fires on the reactor's thread with its result."""
+
+    def close() -> Deferred[None]:
+        """Fires when all given work has run; takes no more."""
+
+
+class IResultSink(Interface):
+    """Takes the results of the commands that one client connection submitted."""
+
+    def applied(results: Sequence[Result]) -> None:
+        """Results of some of the commands, in the order in which they applied."""
+
+
+class INode(Interface):
+    """What a client port, a gateway or an embedding program sees of a node."""
+
+    uid: str = Attribute("The node's id.")
+
+    def submit(commands: Sequence[Command], sink: IResultSink) -> None:
+        """Have ``commands`` proposed until each is applied here; tell ``sink`` the results.
+
+        Raises:
+            Overloaded: too much waits already; none of them was taken.
+            ValueTooLarge: one is over the limit; none of them was taken.
+        """
+
+    def forget(sink: IResultSink) -> None:
+        """Stop trying for what ``sink`` submitted; what went out may still be chosen."""
+
+    def status() -> object:
+        """A `twisted_paxos.statemachine.commands.NodeStatus` of this moment."""
+
+    def read_log(from_slot: int, limit_bytes: int) -> Deferred[list[SlotEntry]]:
+        """Chosen entries from ``from_slot`` on, as many as fit; empty when there are none yet."""
+
+    def on_chosen(listener: Callable[[int], None]) -> Callable[[], None]:
+        """Call ``listener(chosen_upto)`` whenever slots were applied; returns what ends it."""

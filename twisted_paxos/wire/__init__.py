@@ -1,0 +1,1 @@
+"""Bytes <-> messages: between nodes in `peer`, between clients and nodes in `client`."""
