@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
+
+from msgspec import Meta
+
+from twisted_paxos.core import limits
 
 
 class ProposalID(NamedTuple):
@@ -13,8 +17,8 @@ class ProposalID(NamedTuple):
         uid: the id of the node that made it.
     """
 
-    number: int
-    uid: str
+    number: Annotated[int, Meta(ge=0, le=limits.NUMBER_MAX)]
+    uid: Annotated[str, Meta(max_length=limits.UID_MAX_CHARS)]
 
     def __str__(self) -> str:
         return f"{self.number}.{self.uid}" if self.number else "-"

@@ -10,6 +10,9 @@ from typing import Final
 VALUE_MAX_BYTES: Final = 1 << 20
 """The largest payload of one command (1 MiB)."""
 
+PAYLOAD_MAX_BYTES: Final = VALUE_MAX_BYTES * 4 // 3 + 64
+"""The largest encoded payload: a value of VALUE_MAX_BYTES as base64, with what surrounds it."""
+
 FRAME_MAX_BYTES: Final = 2 * VALUE_MAX_BYTES
 """The largest message on a TCP link: a largest value and all that surrounds it."""
 
@@ -31,6 +34,9 @@ QUEUE_MAX_BYTES: Final = 64 << 20
 QUEUE_MAX_COMMANDS: Final = 200_000
 """The same limit as a count."""
 
+WINDOW_MAX_BYTES: Final = 64 << 20
+"""Values above chosen_upto that an acceptor holds; beyond it, Accepts are dropped until it caught up."""
+
 BALLOTS_PER_SLOT: Final = 8
 """How many ballots a learner counts votes for in one slot: the highest ones."""
 
@@ -45,3 +51,6 @@ SESSION_RESULTS_MAX: Final = 100_000
 
 UID_MAX_CHARS: Final = 32
 """The longest node id."""
+
+NUMBER_MAX: Final = (1 << 62) - 1
+"""The highest slot, ballot number or counter: storage keeps 64 bits of each."""

@@ -8,12 +8,25 @@ Every message travels in an `Envelope`, which says who speaks.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias, Union
+from typing import Annotated, NamedTuple, TypeAlias
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Meta, Raw, Struct
 
+from twisted_paxos.core import limits
 from twisted_paxos.core.ballot import NO_BALLOT, ProposalID
+
+Count: TypeAlias = Annotated[int, Meta(ge=0, le=limits.NUMBER_MAX)]
+"""A number on the wire: never negative, never more than storage can keep."""
+
+Slot: TypeAlias = Annotated[int, Meta(ge=1, le=limits.NUMBER_MAX)]
+"""A place in the log, from 1."""
+
+Uid: TypeAlias = Annotated[str, Meta(max_length=limits.UID_MAX_CHARS)]
+"""The id of a node."""
+
+Word: TypeAlias = Annotated[str, Meta(max_length=64)]
+"""A short random or derived name."""
 
 
 class Command(Struct, frozen=True, array_like=True, gc=False):
@@ -26,9 +39,9 @@ class Command(Struct, frozen=True, array_like=True, gc=False):
         payload: the command itself, any JSON (`twisted_paxos.statemachine.commands`).
     """
 
-    client: str
-    sequence: int
-    floor: int
+    client: Word
+    sequence: Count
+    floor: Count
     payload: Raw
 
 
@@ -36,11 +49,11 @@ class Value(Struct, frozen=True):
     """What one slot holds: a batch of commands, empty for a no-op.
 
     Attributes:
-        time_ms: log time, as the leader stamped it; never goes back along the log.
+        time_ms: the leader's stamp; log time is the highest one so far along the log (a no-op has 0).
         commands: in the order in which they apply.
     """
 
-    time_ms: int
+    time_ms: Count
     commands: tuple[Command, ...] = ()
 
 
@@ -72,7 +85,7 @@ class Entry(NamedTuple):
 class SlotEntry(Struct, frozen=True, array_like=True):
     """An `Entry` with its place in the log, as it travels and as storage returns it."""
 
-    slot: int
+    slot: Slot
     ballot: ProposalID
     value: Raw
 
@@ -86,7 +99,7 @@ class Prepare(Struct, frozen=True, tag="prepare"):
     """
 
     ballot: ProposalID
-    from_slot: int
+    from_slot: Slot
 
 
 class Promise(Struct, frozen=True, tag="promise"):
@@ -101,10 +114,10 @@ class Promise(Struct, frozen=True, tag="promise"):
     """
 
     ballot: ProposalID
-    promise_id: int
-    part: int
-    parts: int
-    chosen_upto: int
+    promise_id: Count
+    part: Count
+    parts: Count
+    chosen_upto: Count
     accepted: tuple[SlotEntry, ...] = ()
 
 
@@ -116,16 +129,16 @@ class Accept(Struct, frozen=True, tag="accept"):
     """
 
     ballot: ProposalID
-    slot: int
+    slot: Slot
     value: Raw
-    chosen_upto: int
+    chosen_upto: Count
 
 
 class Accepted(Struct, frozen=True, tag="accepted"):
     """Phase 2b: the sender has durably accepted exactly these slots at exactly this ballot."""
 
     ballot: ProposalID
-    slots: tuple[int, ...]
+    slots: tuple[Slot, ...]
 
 
 class Nack(Struct, frozen=True, tag="nack"):
@@ -143,6 +156,7 @@ class Status(Struct, frozen=True):
         leading: it completed phase 1 of that ballot and has not given way since.
         leader: the ballot of the leader that it follows (its own when it leads).
         leader_works: it has heard that leader lately and the leader can make progress.
+        promised: the highest ballot that its acceptor promised.
         voter: it is a full voting member; others never count.
         chosen_upto: it knows every slot up to here as chosen; a leader's counts
             only slots chosen at ballots <= ``ballot``.
@@ -154,32 +168,33 @@ class Status(Struct, frozen=True):
     leading: bool = False
     leader: ProposalID = NO_BALLOT
     leader_works: bool = False
+    promised: ProposalID = NO_BALLOT
     voter: bool = False
-    chosen_upto: int = 0
-    log_start: int = 1
+    chosen_upto: Count = 0
+    log_start: Slot = 1
     client: str = ""
 
 
 class Heartbeat(Struct, frozen=True, tag="heartbeat"):
     """Asks for a `HeartbeatReply`; ``round`` is the sender's own count."""
 
-    round: int
+    round: Count
     status: Status
 
 
 class HeartbeatReply(Struct, frozen=True, tag="heartbeat_reply"):
     """Answers the `Heartbeat` of this ``round``: both directions work."""
 
-    round: int
+    round: Count
     status: Status
 
 
 class Fetch(Struct, frozen=True, tag="fetch"):
     """Asks for chosen slots ``from_slot`` to ``upto_slot``, both included."""
 
-    request_id: int
-    from_slot: int
-    upto_slot: int
+    request_id: Count
+    from_slot: Slot
+    upto_slot: Slot
 
 
 class Chosen(Struct, frozen=True, tag="chosen"):
@@ -191,23 +206,24 @@ class Chosen(Struct, frozen=True, tag="chosen"):
         log_start: the lowest slot that the sender still has.
     """
 
-    request_id: int
+    request_id: Count
     entries: tuple[SlotEntry, ...]
-    chosen_upto: int
-    log_start: int
+    chosen_upto: Count
+    log_start: Slot
 
 
 class Forward(Struct, frozen=True, tag="forward"):
     """Commands of the sender's clients, for the leader to propose; makes one hop only."""
 
+    forward_id: Count
     commands: tuple[Command, ...]
 
 
-class ForwardRefused(Struct, frozen=True, tag="forward_refused"):
-    """The receiver of a `Forward` took nothing of it: it does not lead, or it is full."""
+class ForwardReply(Struct, frozen=True, tag="forward_reply"):
+    """Answers a `Forward`: the sender leads and has taken all of it, or it has taken none."""
 
-    leader: ProposalID
-    overloaded: bool
+    forward_id: Count
+    taken: bool
 
 
 class Join(Struct, frozen=True, tag="join"):
@@ -217,15 +233,15 @@ class Join(Struct, frozen=True, tag="join"):
         nonce: only an answer to the sender's newest nonce counts.
     """
 
-    nonce: int
+    nonce: Count
 
 
 class Joined(Struct, frozen=True, tag="joined"):
     """Answers a `Join`: which incarnation of each member the sender has durably recorded."""
 
-    nonce: int
+    nonce: Count
     formed: bool
-    members: dict[str, str]
+    members: dict[Uid, Word]
 
 
 class Refused(Struct, frozen=True, tag="refused"):
@@ -236,28 +252,28 @@ class Refused(Struct, frozen=True, tag="refused"):
         boot_seen: the highest start seen of that incarnation.
     """
 
-    incarnation: str
-    boot: int
-    boot_id: str
-    boot_seen: int
+    incarnation: Word
+    boot: Count
+    boot_id: Word
+    boot_seen: Count
 
 
-Message: TypeAlias = Union[
-    Prepare,
-    Promise,
-    Accept,
-    Accepted,
-    Nack,
-    Heartbeat,
-    HeartbeatReply,
-    Fetch,
-    Chosen,
-    Forward,
-    ForwardRefused,
-    Join,
-    Joined,
-    Refused,
-]
+Message: TypeAlias = (
+    Prepare
+    | Promise
+    | Accept
+    | Accepted
+    | Nack
+    | Heartbeat
+    | HeartbeatReply
+    | Fetch
+    | Chosen
+    | Forward
+    | ForwardReply
+    | Join
+    | Joined
+    | Refused
+)
 
 
 class Sender(NamedTuple):
@@ -270,10 +286,10 @@ class Sender(NamedTuple):
         boot_id: random, tells two starts with the same count apart.
     """
 
-    uid: str
-    incarnation: str
-    boot: int
-    boot_id: str
+    uid: Uid
+    incarnation: Word
+    boot: Count
+    boot_id: Word
 
 
 class Envelope(Struct, frozen=True):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeAlias, Union
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple, TypeAlias
 
 from msgspec import Raw, Struct
 
@@ -60,7 +62,7 @@ class SaveChosen(Struct, frozen=True):
     value: Raw
 
 
-Record: TypeAlias = Union[SaveIdentity, SavePromise, SaveAccepted, SaveChosen]
+Record: TypeAlias = SaveIdentity | SavePromise | SaveAccepted | SaveChosen
 
 
 class Recovered(NamedTuple):
@@ -80,5 +82,5 @@ class Recovered(NamedTuple):
     promised: ProposalID = NO_BALLOT
     chosen_upto: int = 0
     log_start: int = 1
-    entries: dict[int, Entry] = {}
+    entries: Mapping[int, Entry] = MappingProxyType({})
     fresh: bool = False

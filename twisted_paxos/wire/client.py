@@ -8,7 +8,7 @@ identified by client and sequence) or, when nothing of it was taken, by `Failure
 
 from __future__ import annotations
 
-from typing import TypeAlias, Union
+from typing import TypeAlias
 
 import msgspec
 from msgspec import Struct
@@ -84,8 +84,8 @@ class Failure(Struct, frozen=True, tag="failure"):
     message: str
 
 
-Request: TypeAlias = Union[Hello, Submit, ReadLog, GetStatus]
-Response: TypeAlias = Union[Hello, Results, LogEntries, StatusReply, Failure]
+Request: TypeAlias = Hello | Submit | ReadLog | GetStatus
+Response: TypeAlias = Hello | Results | LogEntries | StatusReply | Failure
 
 encode = msgspec.json.Encoder().encode
 _decode_request = msgspec.json.Decoder(Request).decode

@@ -1,0 +1,105 @@
+"""What a role asks for: to persist, then to send, then to apply.
+
+Handlers return `Effects` and touch nothing outside themselves. One place performs them
+(`twisted_paxos.protocols.effects`), always in the same order; the idea is that of etcd's
+``Ready`` and of magic-wormhole's journal: process, checkpoint, release.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from twisted_paxos.core.messages import Accepted, SlotEntry
+from twisted_paxos.core.records import Record
+
+EVERYONE = ("*",)
+"""As a destination: all voters and observers, and the sender itself."""
+
+OTHERS = ("-",)
+"""As a destination: all voters and observers except the sender."""
+
+
+class Send(NamedTuple):
+    """A message and where it goes: uids, `EVERYONE` or `OTHERS`."""
+
+    to: tuple[str, ...]
+    message: Any
+
+
+class ReadChosen(NamedTuple):
+    """Chosen slots to be read from storage and sent to ``to`` as the answer to a Fetch."""
+
+    to: str
+    request_id: int
+    from_slot: int
+    upto_slot: int
+
+
+class Effects:
+    """What is to be done, in this order.
+
+    Attributes:
+        records: to be made durable, in order.
+        sends: messages that need nothing of ``records``; may leave at once.
+        replies: messages that report state: they leave after a sync that covers ``records``
+            and everything that was given to storage before them.
+        chosen: slots to apply, in order, without a gap.
+        reads: answers that storage has.
+        stop: the node must stop with this line; empty otherwise.
+    """
+
+    __slots__ = ("chosen", "reads", "records", "replies", "sends", "stop")
+
+    def __init__(
+        self,
+        records: Iterable[Record] = (),
+        sends: Iterable[Send] = (),
+        replies: Iterable[Send] = (),
+    ) -> None:
+        self.records: list[Record] = list(records)
+        self.sends: list[Send] = list(sends)
+        self.replies: list[Send] = list(replies)
+        self.chosen: list[SlotEntry] = []
+        self.reads: list[ReadChosen] = []
+        self.stop = ""
+
+    def add(self, other: Effects) -> None:
+        """Take over what ``other`` asks for, after what is here."""
+        self.records += other.records
+        self.sends += other.sends
+        self.replies += other.replies
+        self.chosen += other.chosen
+        self.reads += other.reads
+        self.stop = self.stop or other.stop
+
+    def __bool__(self) -> bool:
+        return bool(self.records or self.sends or self.replies or self.chosen or self.reads or self.stop)
+
+    def __repr__(self) -> str:
+        parts = [f"{name}={getattr(self, name)!r}" for name in self.__slots__ if getattr(self, name)]
+        return f"Effects({', '.join(parts)})"
+
+
+def merge_accepted(replies: list[Send]) -> list[Send]:
+    """Join the Accepteds of one ballot that one sync released into one message.
+
+    The others keep their order; an Accepted moves ahead to the first of its ballot, which
+    changes nothing: no order is assumed between messages (rule 8).
+    """
+    merged: list[Send] = []
+    places: dict[tuple[tuple[str, ...], Any], int] = {}
+    for reply in replies:
+        message = reply.message
+        if type(message) is not Accepted:
+            merged.append(reply)
+            continue
+        key = (reply.to, message.ballot)
+        if key in places:
+            place = places[key]
+            slots = merged[place].message.slots
+            merged[place] = Send(reply.to, Accepted(message.ballot, slots + message.slots))
+        else:
+            places[key] = len(merged)
+            merged.append(reply)
+    return merged

@@ -1,0 +1,197 @@
+"""Ballot leader election: who should take over, and when.
+
+In the manner of Omni-Paxos (Ng, Haridi, Carbone, EuroSys 2023, section 5), with two
+changes that `docs/protocol.md` explains: nodes tell each other whether the leader that they
+follow works for them, and a node takes over only when neither it nor any it hears has one.
+
+Must always hold: being elected decides nothing. It only starts phase 1; safety is the
+ballots' business, and this module may be wrong at any time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from twisted_paxos.core.ballot import NO_BALLOT, ProposalID
+from twisted_paxos.core.messages import Status
+from twisted_paxos.core.quorum import Membership
+
+LEADER_SILENT_HEARTBEATS = 2.5
+"""A leader that was not heard for this long does not work for this node (any more)."""
+
+MAJORITY_SILENT_HEARTBEATS = 4
+"""A peer counts as reached while it answered a probe sent within this time."""
+
+TAKE_OVER_HEARTBEATS = 4
+"""How long a take-over may last, one's own or another's, before the next try."""
+
+JITTER_HEARTBEATS = 0.5
+"""Candidates wait a random part of this first, so that seldom two try at once."""
+
+PROBES_PER_HEARTBEAT = 2
+"""How often an unanswered heartbeat is sent in its round: a lost datagram is no lost peer."""
+
+
+class Heard(NamedTuple):
+    """What was last heard of a peer.
+
+    Attributes:
+        status: what it said of itself.
+        heard_s: when that came.
+        reached_s: when the last probe was sent that it answered: both directions worked then.
+        voter: its incarnation votes, as far as this node knows.
+    """
+
+    status: Status
+    heard_s: float
+    reached_s: float
+    voter: bool
+
+
+class Election:
+    """One node's view of who leads.
+
+    Args:
+        uid: the node's id.
+        membership: the voters.
+        heartbeat_s: length of a round in seconds.
+        random: gives numbers in [0, 1), for jitter.
+        now_s: the time of the start.
+
+    Attributes:
+        leader: the ballot of the leader that this node follows; NO_BALLOT when it never heard one.
+        round: the number of the current round.
+    """
+
+    def __init__(
+        self, uid: str, membership: Membership, heartbeat_s: float, random: Callable[[], float], now_s: float
+    ) -> None:
+        self.uid = uid
+        self.membership = membership
+        self.heartbeat_s = heartbeat_s
+        self.leader = NO_BALLOT
+        self.round = 0
+        self.highest_seen = NO_BALLOT
+        self._random = random
+        self._heard: dict[str, Heard] = {}
+        self._probe_sent_s: dict[int, float] = {}
+        self._leader_heard_s = float("-inf")
+        self._next_round_s = now_s
+        self._next_probe_s = now_s
+        self._take_over_at_s: float | None = None
+        # Whoever has just started hears first what there is.
+        self._hold_until_s = now_s + heartbeat_s * (1 + JITTER_HEARTBEATS * random())
+
+    # -- what is heard
+
+    def saw(self, ballot: ProposalID) -> None:
+        """Note a ballot, whosever: a take-over goes above all of them."""
+        self.highest_seen = max(self.highest_seen, ballot)
+
+    def heard(self, uid: str, status: Status, voter: bool, answers_round: int | None, now_s: float) -> None:
+        """Note what ``uid`` says of itself; ``answers_round`` when it answers a probe."""
+        self.saw(max(status.ballot, status.leader, status.promised))
+        old = self._heard.get(uid)
+        reached_s = old.reached_s if old else float("-inf")
+        if answers_round is not None:
+            # From when the probe was sent, not from when the answer came: it may have been slow.
+            reached_s = max(reached_s, self._probe_sent_s.get(answers_round, float("-inf")))
+        self._heard[uid] = Heard(status, now_s, reached_s, voter)
+        if status.leading and status.leader_works:
+            self.heard_leader(status.ballot, now_s)
+
+    def heard_leader(self, ballot: ProposalID, now_s: float) -> None:
+        """A leader with a majority shows itself, by a heartbeat or by an Accept."""
+        self.saw(ballot)
+        if ballot >= self.leader:
+            self.leader = ballot
+            self._leader_heard_s = now_s
+
+    def hold(self, now_s: float) -> None:
+        """Another take-over is under way (a promise was given): leave it its time."""
+        wait_s = self.heartbeat_s * (TAKE_OVER_HEARTBEATS + JITTER_HEARTBEATS * self._random())
+        self._hold_until_s = max(self._hold_until_s, now_s + wait_s)
+
+    def forget(self, uid: str) -> None:
+        """Drop what was heard of a node that is no longer known."""
+        self._heard.pop(uid, None)
+
+    # -- what follows from it
+
+    def reached(self, now_s: float) -> set[str]:
+        """Ids of the voters that answered lately, this node not included."""
+        since_s = now_s - MAJORITY_SILENT_HEARTBEATS * self.heartbeat_s
+        return {uid for uid, heard in self._heard.items() if heard.voter and heard.reached_s >= since_s}
+
+    def reaches_majority(self, voter: bool, now_s: float) -> bool:
+        """Whether this node, when it votes, and those that it reaches are a majority."""
+        own = {self.uid} if voter else set()
+        return self.membership.is_majority(self.reached(now_s) | own)
+
+    def leader_works(self, promised: ProposalID, now_s: float) -> bool:
+        """Whether a leader (another node) was heard lately and this node may still accept from it."""
+        silent_s = now_s - self._leader_heard_s
+        return self.leader >= promised and silent_s < LEADER_SILENT_HEARTBEATS * self.heartbeat_s
+
+    def leader_works_for_others(self, now_s: float) -> bool:
+        """Whether any voter that this node hears has a leader that works."""
+        since_s = now_s - LEADER_SILENT_HEARTBEATS * self.heartbeat_s
+        return any(h.status.leader_works for h in self._heard.values() if h.voter and h.heard_s >= since_s)
+
+    def should_take_over(self, promised: ProposalID, now_s: float) -> bool:
+        """Whether this voter should start phase 1 now (it neither leads nor prepares)."""
+        wanted = (
+            now_s >= self._hold_until_s
+            and self.reaches_majority(True, now_s)
+            and not self.leader_works(promised, now_s)
+            and not self.leader_works_for_others(now_s)
+        )
+        if not wanted:
+            self._take_over_at_s = None
+            return False
+        if self._take_over_at_s is None:
+            self._take_over_at_s = now_s + JITTER_HEARTBEATS * self.heartbeat_s * self._random()
+        if now_s < self._take_over_at_s:
+            return False
+        self._take_over_at_s = None
+        return True
+
+    # -- rounds
+
+    def probes(self, now_s: float) -> bool | None:
+        """Whether heartbeats are due: True for a new round (to all), False for those silent in this one."""
+        if now_s >= self._next_round_s:
+            self.start_round(now_s)
+            return True
+        if now_s >= self._next_probe_s:
+            self._next_probe_s = now_s + self.heartbeat_s / PROBES_PER_HEARTBEAT
+            return False
+        return None
+
+    def start_round(self, now_s: float) -> None:
+        """Count a new round; also out of turn, when there is news to tell."""
+        self.round += 1
+        self._probe_sent_s[self.round] = now_s
+        self._probe_sent_s.pop(self.round - 16, None)
+        self._next_round_s = now_s + self.heartbeat_s
+        self._next_probe_s = now_s + self.heartbeat_s / PROBES_PER_HEARTBEAT
+
+    def silent(self) -> tuple[str, ...]:
+        """Ids of the voters that have not answered this round's probe."""
+        sent_s = self._probe_sent_s[self.round]
+        heard = self._heard
+        return tuple(
+            uid
+            for uid in self.membership.voters
+            if uid != self.uid and (uid not in heard or heard[uid].reached_s < sent_s)
+        )
+
+    def deadline_s(self, promised: ProposalID, now_s: float) -> float:
+        """When something of the above may next change by time alone."""
+        times = [self._next_round_s, self._next_probe_s]
+        works_until_s = self._leader_heard_s + LEADER_SILENT_HEARTBEATS * self.heartbeat_s
+        candidates = [works_until_s, self._hold_until_s]
+        if self._take_over_at_s is not None:
+            candidates.append(self._take_over_at_s)
+        return min(times + [t for t in candidates if t > now_s])

@@ -1,0 +1,333 @@
+"""The proposer: phase 1 once per leadership, then phase 2, pipelined.
+
+Paxos Made Simple, sections 2.2 and 3; the range phase 1 and the base are rule 3 of
+`docs/protocol.md`.
+
+Must always hold:
+    * a ballot is durable here before its Prepare leaves, and is never used again after a restart;
+    * nothing is proposed before a majority promised and everything up to ``base`` is chosen here;
+    * in each slot above base, the value of the highest reported ballot is proposed, or a no-op;
+    * one value per (ballot, slot); no slot beyond chosen_upto + ALPHA;
+    * after any sight of a higher ballot nothing more leaves under this one.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from msgspec import Raw
+
+from twisted_paxos.core import limits
+from twisted_paxos.core.ballot import NO_BALLOT, ProposalID
+from twisted_paxos.core.effects import EVERYONE, Effects, Send
+from twisted_paxos.core.learner import Learner
+from twisted_paxos.core.log import Log
+from twisted_paxos.core.messages import (
+    Accept,
+    Command,
+    Entry,
+    Message,
+    Nack,
+    Prepare,
+    Promise,
+    Sender,
+    decode_value,
+    encode_value,
+)
+from twisted_paxos.core.quorum import Membership
+from twisted_paxos.core.records import SavePromise
+from twisted_paxos.core.timing import RetryTimer
+
+COMMAND_OVERHEAD_BYTES = 48
+"""Roughly what a command takes beyond its payload, for the sizes of batches and queues."""
+
+LOG_TIME_STEP_MAX_S = 0.2
+"""Log time moves at most this far at once (two heartbeats): neither a stopped process nor
+a change of leader lets a lease run out."""
+
+
+class Phase(enum.Enum):
+    """Where a proposer stands."""
+
+    IDLE = "idle"
+    PREPARING = "preparing"
+    LEADING = "leading"
+
+
+class Proposal:
+    """A value on its way to be chosen.
+
+    Attributes:
+        value: what is proposed.
+        proposed_s: when it was first sent.
+        retry_at_s: when it is sent again to those that have not voted.
+        tries: how often it was sent.
+    """
+
+    __slots__ = ("proposed_s", "retry_at_s", "tries", "value")
+
+    def __init__(self, value: Raw, proposed_s: float, retry_at_s: float) -> None:
+        self.value = value
+        self.proposed_s = proposed_s
+        self.retry_at_s = retry_at_s
+        self.tries = 1
+
+
+class LogClock:
+    """Log time: milliseconds that move only while somebody leads, and never back."""
+
+    def __init__(self) -> None:
+        self.time_ms = 0.0
+        self._seen_s: float | None = None
+
+    def start(self, time_ms: int, now_s: float) -> None:
+        """Go on from ``time_ms``, the highest in the log."""
+        self.time_ms = max(self.time_ms, float(time_ms))
+        self._seen_s = now_s
+
+    def read_ms(self, now_s: float) -> int:
+        """The log time of now."""
+        if self._seen_s is not None and now_s > self._seen_s:
+            self.time_ms += 1000 * min(now_s - self._seen_s, LOG_TIME_STEP_MAX_S)
+            self._seen_s = now_s
+        return int(self.time_ms)
+
+
+class Proposer:
+    """One node's proposals.
+
+    Args:
+        uid: the node's id.
+        log: shared with acceptor and learner.
+        membership: whose promises count.
+        learner: knows the votes, and fetches what phase 1 shows as chosen elsewhere.
+        random: gives numbers in [0, 1), for jitter.
+
+    Attributes:
+        phase: idle, preparing or leading.
+        ballot: its own, NO_BALLOT since the start of the node until it takes over.
+        promises_received: ids of the acceptors whose complete promise for ``ballot`` is here.
+    """
+
+    takes = (Promise, Nack)
+
+    def __init__(
+        self, uid: str, log: Log, membership: Membership, learner: Learner, random: Callable[[], float]
+    ) -> None:
+        self.uid = uid
+        self.log = log
+        self.membership = membership
+        self.learner = learner
+        self.phase = Phase.IDLE
+        self.ballot = NO_BALLOT
+        self.promises_received: set[str] = set()
+        self.clock = LogClock()
+        self._timer = RetryTimer(random)
+        self._parts: dict[str, tuple[tuple[int, int], dict[int, Promise]]] = {}
+        self._promises: dict[str, tuple[str, list[Promise]]] = {}
+        self._base: int | None = None
+        self._prepare_at_s = 0.0
+        self._prepare_tries = 0
+        self._recovered: deque[tuple[int, Raw]] = deque()
+        self._in_flight: dict[int, Proposal] = {}
+        self._next_slot = 1
+        self._queue: deque[Command] = deque()
+        self._queue_bytes = 0
+        self._taken: set[tuple[str, int]] = set()
+
+    @property
+    def leading(self) -> bool:
+        """Whether phase 1 is complete, so that it proposes."""
+        return self.phase is Phase.LEADING
+
+    def receive(self, sender: Sender, message: Message, now_s: float) -> Effects:
+        """Take a Promise or a Nack."""
+        if isinstance(message, Promise):
+            return self.on_promise(sender, message, now_s)
+        assert isinstance(message, Nack)
+        return self.on_nack(message)
+
+    # -- phase 1
+
+    def take_over(self, above: ProposalID, now_s: float) -> Effects:
+        """Start phase 1 with a ballot above ``above`` (the durable promise and everything seen)."""
+        self.give_way()
+        self.ballot = max(above, self.ballot).next_for(self.uid)
+        self.phase = Phase.PREPARING
+        self._prepare_tries = 1
+        self._prepare_at_s = now_s + self._timer.wait_s(1)
+        return Effects(records=[SavePromise(self.ballot)], replies=[Send(EVERYONE, self._prepare())])
+
+    def _prepare(self) -> Prepare:
+        return Prepare(self.ballot, self.log.chosen_upto + 1)
+
+    def give_way(self) -> None:
+        """Send nothing more under the present ballot; what waits is the business of its origin."""
+        self.phase = Phase.IDLE
+        self.promises_received = set()
+        self._parts, self._promises, self._base = {}, {}, None
+        self._recovered.clear()
+        self._in_flight.clear()
+        self._queue.clear()
+        self._queue_bytes = 0
+        self._taken.clear()
+
+    def on_nack(self, message: Nack) -> Effects:
+        """An acceptor promised a higher ballot: this one is over."""
+        if message.ballot == self.ballot and message.promised > self.ballot:
+            self.give_way()
+        return Effects()
+
+    def on_promise(self, sender: Sender, message: Promise, now_s: float) -> Effects:
+        """Count a promise once all its parts are here."""
+        if self.phase is not Phase.PREPARING or message.ballot != self.ballot or self._base is not None:
+            return Effects()
+        if not self.membership.is_member(sender) or not 0 <= message.part < message.parts:
+            return Effects()
+        order = (sender.boot, message.promise_id)
+        newest, parts = self._parts.get(sender.uid, (order, {}))
+        if order < newest:
+            return Effects()
+        if order > newest:
+            parts = {}
+        parts[message.part] = message
+        self._parts[sender.uid] = (order, parts)
+        if len(parts) < message.parts:
+            return Effects()
+        self._promises[sender.uid] = (sender.incarnation, [parts[n] for n in sorted(parts)])
+        self.promises_received.add(sender.uid)
+        return self._count_promises(now_s)
+
+    def _count_promises(self, now_s: float) -> Effects:
+        base = max(parts[0].chosen_upto for _, parts in self._promises.values())
+        incarnations = {uid: incarnation for uid, (incarnation, _) in self._promises.items()}
+        if not self.membership.is_phase_1_quorum(incarnations, base):
+            return Effects()
+        self._base = base
+        knows = max(self._promises, key=lambda uid: (self._promises[uid][1][0].chosen_upto, uid))
+        self.learner.fetch_soon(knows, base, now_s)
+        return self.advance(now_s)
+
+    def _recover(self, base: int, now_s: float) -> None:
+        """Choose what to propose again: above base, per slot, the value of the highest ballot."""
+        best: dict[int, Entry] = {}
+        for _, parts in self._promises.values():
+            for slot, ballot, value in ((e.slot, e.ballot, e.value) for part in parts for e in part.accepted):
+                assert ballot <= self.ballot, "an acceptor accepted above what it promised"
+                if slot > base and (slot not in best or ballot > best[slot].ballot):
+                    best[slot] = Entry(ballot, value)
+        highest = max(best, default=base)
+        time_ms = max((decode_value(entry.value).time_ms for entry in best.values()), default=0)
+        self.clock.start(time_ms, now_s)
+        noop = encode_value(0, ())
+        self._recovered.extend(
+            (slot, best[slot].value if slot in best else noop) for slot in range(base + 1, highest + 1)
+        )
+        self._next_slot = highest + 1
+
+    # -- phase 2
+
+    def advance(self, now_s: float) -> Effects:
+        """Go on with whatever the present state allows: finish phase 1, propose what waits."""
+        if self.phase is Phase.PREPARING and self._base is not None and self.log.chosen_upto >= self._base:
+            self._recover(self._base, now_s)
+            self.phase = Phase.LEADING
+            self._promises, self._parts = {}, {}
+        effects = Effects()
+        if self.phase is not Phase.LEADING:
+            return effects
+        for slot in [slot for slot in self._in_flight if self.log.is_chosen(slot)]:
+            proposal = self._in_flight.pop(slot)
+            if proposal.tries == 1:
+                self._timer.sample(now_s - proposal.proposed_s)
+        while len(self._in_flight) < limits.PIPELINE_SLOTS:
+            if self._recovered:
+                slot, value = self._recovered[0]
+                if slot > self.log.chosen_upto + limits.ALPHA:
+                    break
+                self._recovered.popleft()
+                if slot > self.log.chosen_upto:
+                    effects.sends.append(self._propose(slot, value, now_s))
+            elif self._queue and self._next_slot <= self.log.chosen_upto + limits.ALPHA:
+                value = encode_value(self.clock.read_ms(now_s), self._next_batch())
+                effects.sends.append(self._propose(self._next_slot, value, now_s))
+                self._next_slot += 1
+            else:
+                break
+        return effects
+
+    def _propose(self, slot: int, value: Raw, now_s: float) -> Send:
+        assert slot not in self._in_flight, "one value per slot and ballot"
+        self._in_flight[slot] = Proposal(value, now_s, now_s + self._timer.wait_s(1))
+        return Send(EVERYONE, Accept(self.ballot, slot, value, self.log.chosen_upto))
+
+    def _next_batch(self) -> list[Command]:
+        queue, batch, size = self._queue, [], 0
+        while queue:
+            cost = len(queue[0].payload) + COMMAND_OVERHEAD_BYTES
+            if batch and size + cost > limits.BATCH_TARGET_BYTES:
+                break
+            batch.append(queue.popleft())
+            size += cost
+        self._queue_bytes -= size
+        return batch
+
+    def enqueue(self, commands: Sequence[Command]) -> bool:
+        """Take commands to propose, unless already taken; all of them, or none when full."""
+        if self.phase is not Phase.LEADING:
+            return False
+        taken = self._taken
+        new = [c for c in commands if (c.client, c.sequence) not in taken]
+        size = sum(len(c.payload) for c in new) + COMMAND_OVERHEAD_BYTES * len(new)
+        if len(self._queue) + len(new) > limits.QUEUE_MAX_COMMANDS:
+            return False
+        if self._queue_bytes + size > limits.QUEUE_MAX_BYTES:
+            return False
+        taken.update((c.client, c.sequence) for c in new)
+        self._queue.extend(new)
+        self._queue_bytes += size
+        return True
+
+    def applied(self, commands: Sequence[Command]) -> None:
+        """These were applied: a repetition is now told apart by the state machine's sessions."""
+        if self._taken:
+            self._taken.difference_update([(c.client, c.sequence) for c in commands])
+
+    @property
+    def highest_proposed(self) -> int:
+        """The highest slot proposed or recovered: a read must see what is applied up to here."""
+        return self._next_slot - 1
+
+    # -- time
+
+    @property
+    def deadline_s(self) -> float | None:
+        """When `tick` wants to be called."""
+        if self.phase is Phase.PREPARING and self._base is None:
+            return self._prepare_at_s
+        if self._in_flight:
+            return min(proposal.retry_at_s for proposal in self._in_flight.values())
+        return None
+
+    def tick(self, now_s: float) -> Effects:
+        """Send again what was not answered, to those that did not answer."""
+        effects = Effects()
+        if self.phase is Phase.PREPARING and self._base is None and now_s >= self._prepare_at_s:
+            self._prepare_tries += 1
+            self._prepare_at_s = now_s + self._timer.wait_s(self._prepare_tries)
+            silent = tuple(uid for uid in self.membership.voters if uid not in self.promises_received)
+            # A reply: the first Prepare may still wait for the sync of its ballot.
+            effects.replies.append(Send(silent, self._prepare()))
+        if self.phase is Phase.LEADING:
+            self.clock.read_ms(now_s)
+        for slot, proposal in self._in_flight.items():
+            if now_s >= proposal.retry_at_s:
+                proposal.tries += 1
+                proposal.retry_at_s = now_s + self._timer.wait_s(proposal.tries)
+                voted = self.learner.voters(slot, self.ballot)
+                silent = tuple(uid for uid in self.membership.voters if uid not in voted)
+                accept = Accept(self.ballot, slot, proposal.value, self.log.chosen_upto)
+                effects.sends.append(Send(silent, accept))
+        return effects

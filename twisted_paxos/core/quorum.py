@@ -1,0 +1,77 @@
+"""Who votes on which slot, and what a majority is.
+
+The configured ids never change here; what changes is which **incarnation** of an id votes:
+a node whose state was lost comes back as a new one (DESIGN.md section 6). Each change holds
+from a slot on (Lamport, Malkhi, Zhou, "Reconfiguring a State Machine", section 4: R-alpha).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from twisted_paxos.core.messages import Sender
+
+
+class Membership:
+    """The voting incarnations, slot by slot.
+
+    Args:
+        voters: the configured ids.
+        members: the incarnation of each, from slot 1 on; empty before the first formation,
+            when nobody's vote counts.
+    """
+
+    def __init__(self, voters: Iterable[str], members: Mapping[str, str]) -> None:
+        self.voters = tuple(sorted(voters))
+        self.majority = len(self.voters) // 2 + 1
+        self._sets: list[tuple[int, dict[str, str]]] = [(1, dict(members))]
+
+    @property
+    def latest(self) -> dict[str, str]:
+        """The incarnations of the newest set."""
+        return self._sets[-1][1]
+
+    def form(self, members: Mapping[str, str]) -> None:
+        """Set the first members, once the first formation is complete."""
+        assert set(members) == set(self.voters), "a formation names every voter"
+        self._sets = [(1, dict(members))]
+
+    def at(self, slot: int) -> dict[str, str]:
+        """The incarnations that vote on ``slot``."""
+        for from_slot, members in reversed(self._sets):
+            if slot >= from_slot:
+                return members
+        return self._sets[0][1]
+
+    def replace(self, uid: str, new: str, from_slot: int) -> None:
+        """From ``from_slot`` on, ``new`` votes for ``uid`` (the command that says so was chosen)."""
+        assert uid in self.voters and from_slot >= self._sets[-1][0]
+        self._sets.append((from_slot, {**self.latest, uid: new}))
+
+    def forget_below(self, slot: int) -> None:
+        """Drop the sets that govern no slot from ``slot`` on."""
+        while len(self._sets) > 1 and self._sets[1][0] <= slot:
+            del self._sets[0]
+
+    def votes_on(self, slot: int, sender: Sender) -> bool:
+        """Whether ``sender``'s vote on ``slot`` counts."""
+        return self.at(slot).get(sender.uid) == sender.incarnation
+
+    def is_member(self, sender: Sender) -> bool:
+        """Whether ``sender`` votes in any set that is still known."""
+        return any(members.get(sender.uid) == sender.incarnation for _, members in self._sets)
+
+    def is_majority(self, uids: Iterable[str]) -> bool:
+        """Whether these distinct ids are a majority of the configured ones."""
+        return sum(1 for uid in uids if uid in self.voters) >= self.majority
+
+    def is_phase_1_quorum(self, promises: Mapping[str, str], above_slot: int) -> bool:
+        """Whether ``promises`` (uid -> incarnation) has a majority of each set that governs a slot above."""
+        ends = [from_slot for from_slot, _ in self._sets[1:]]
+        relevant = [
+            members
+            for (_, members), end in zip(self._sets, [*ends, None], strict=True)
+            if end is None or end > above_slot + 1
+        ]
+        counts = (sum(members.get(uid) == life for uid, life in promises.items()) for members in relevant)
+        return all(count >= self.majority for count in counts)

@@ -1,0 +1,345 @@
+"""One node's roles together: acceptor, proposer, learner, election, formation, requests.
+
+Each role decides alone; this module is where one role's news is another's business: a higher
+ballot ends a leadership, a leader's heartbeat moves the learner, a chosen slot lets the
+proposer go on. It is still pure: what comes in is a message or the time, what goes out is
+`Effects`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from twisted_paxos.core.acceptor import Acceptor
+from twisted_paxos.core.ballot import NO_BALLOT, ProposalID
+from twisted_paxos.core.effects import OTHERS, Effects, Send
+from twisted_paxos.core.election import Election
+from twisted_paxos.core.formation import Formation
+from twisted_paxos.core.learner import Learner
+from twisted_paxos.core.log import Log
+from twisted_paxos.core.messages import (
+    Accept,
+    Accepted,
+    Chosen,
+    Command,
+    Forward,
+    ForwardReply,
+    Heartbeat,
+    HeartbeatReply,
+    Nack,
+    Prepare,
+    Promise,
+    Sender,
+    Status,
+)
+from twisted_paxos.core.proposer import Phase, Proposer
+from twisted_paxos.core.quorum import Membership
+from twisted_paxos.core.records import Recovered
+from twisted_paxos.core.requests import Requests
+
+TAKE_OVER_LIMIT_HEARTBEATS = 4
+"""A take-over that is not complete after this long is tried again with a higher ballot."""
+
+
+class ReplicaSettings(NamedTuple):
+    """What a replica is told.
+
+    Attributes:
+        uid: the node's id.
+        voters: the configured ids.
+        heartbeat_s: length of a heartbeat round.
+        disk_stall_s: a leader gives way when a sync takes longer.
+        client: where its clients connect, for status tables.
+    """
+
+    uid: str
+    voters: tuple[str, ...]
+    heartbeat_s: float = 0.1
+    disk_stall_s: float = 2.0
+    client: str = ""
+
+
+class Replica:
+    """A node's part in the protocol.
+
+    Args:
+        settings: see there.
+        recovered: what storage held.
+        boot_id: random, of this start.
+        random: gives numbers in [0, 1), for jitter; nothing that is decided depends on it.
+        now_s: the time of the start.
+
+    Attributes:
+        disk_waiting_since_s: since when the oldest unfinished write waits; None when there is
+            none. Set by whoever performs the effects.
+    """
+
+    def __init__(
+        self,
+        settings: ReplicaSettings,
+        recovered: Recovered,
+        boot_id: str,
+        random: Callable[[], float],
+        now_s: float,
+    ) -> None:
+        self.settings = settings
+        self.formation = Formation(recovered.identity, settings.voters, boot_id, settings.heartbeat_s * 2)
+        identity = self.formation.identity
+        self.membership = Membership(settings.voters, identity.members if identity.formed else {})
+        self.log = Log(recovered.chosen_upto, recovered.log_start, recovered.entries)
+        self.acceptor = Acceptor(self.log, recovered.promised, self.formation.is_voter)
+        self.learner = Learner(self.log, self.membership, random)
+        self.proposer = Proposer(settings.uid, self.log, self.membership, self.learner, random)
+        self.election = Election(settings.uid, self.membership, settings.heartbeat_s, random, now_s)
+        self.requests = Requests(random)
+        self.disk_waiting_since_s: float | None = None
+        self._took_over_s = now_s
+        self._told_works = False
+        self._routes: dict[type, Callable[[Sender, Any, float], Effects]] = {
+            Prepare: self._on_prepare,
+            Accept: self._on_accept,
+            Accepted: self._on_accepted,
+            Promise: self._on_promise,
+            Nack: self._on_nack,
+            Heartbeat: self._on_heartbeat,
+            HeartbeatReply: self._on_heartbeat_reply,
+            Chosen: self._on_chosen,
+            Forward: self._on_forward,
+            ForwardReply: self._on_forward_reply,
+            **dict.fromkeys(Formation.takes, self._on_formation),
+        }
+
+    # -- what it is
+
+    @property
+    def me(self) -> Sender:
+        """How this start of this node signs."""
+        return self.formation.me
+
+    @property
+    def leader(self) -> ProposalID:
+        """The ballot of the leader to turn to; NO_BALLOT when there is none at present."""
+        if self.proposer.phase is Phase.LEADING:
+            return self.proposer.ballot
+        if self.proposer.phase is Phase.PREPARING or self.election.leader.uid == self.settings.uid:
+            return NO_BALLOT
+        return self.election.leader
+
+    def role(self) -> str:
+        """``leader``, ``candidate``, ``follower``, ``observer`` or ``joining``, for people."""
+        if self.settings.uid not in self.settings.voters:
+            return "observer"
+        if not self.acceptor.votes:
+            return "joining"
+        names = {Phase.LEADING: "leader", Phase.PREPARING: "candidate", Phase.IDLE: "follower"}
+        return names[self.proposer.phase]
+
+    def disk_stalled(self, now_s: float) -> bool:
+        """Whether a write has waited for its sync too long."""
+        since_s = self.disk_waiting_since_s
+        return since_s is not None and now_s - since_s > self.settings.disk_stall_s
+
+    def leader_works(self, now_s: float) -> bool:
+        """Whether the leader that this node follows, or is, can make progress."""
+        if self.proposer.leading:
+            return self.election.reaches_majority(self.acceptor.votes, now_s) and not self.disk_stalled(now_s)
+        return self.election.leader_works(self.acceptor.promised, now_s)
+
+    def status(self, now_s: float) -> Status:
+        """What it says of itself in heartbeats."""
+        return Status(
+            ballot=self.proposer.ballot,
+            leading=self.proposer.leading,
+            leader=self.leader,
+            leader_works=self.leader_works(now_s),
+            promised=self.acceptor.promised,
+            voter=self.acceptor.votes,
+            chosen_upto=self.log.chosen_upto,
+            log_start=self.log.log_start,
+            client=self.settings.client,
+        )
+
+    # -- messages
+
+    def receive(self, sender: Sender, message: object, now_s: float) -> Effects:
+        """Take one message, whoever may have sent it, however late."""
+        admitted, effects = self.formation.admit(sender)
+        if not admitted:
+            return effects
+        route = self._routes.get(type(message))
+        if route is None:
+            return self.learner.receive(sender, message, now_s)  # type: ignore[arg-type]
+        return route(sender, message, now_s)
+
+    def _give_way_to(self, ballot: ProposalID) -> None:
+        """A higher ballot was seen: nothing more leaves under this node's own."""
+        self.election.saw(ballot)
+        if ballot > self.proposer.ballot and self.proposer.phase is not Phase.IDLE:
+            self.proposer.give_way()
+
+    def _on_prepare(self, sender: Sender, message: Prepare, now_s: float) -> Effects:
+        if not self.membership.is_member(sender) or message.ballot.uid != sender.uid:
+            return Effects()
+        effects = self.acceptor.on_prepare(sender, message)
+        if self.acceptor.promised == message.ballot and sender.uid != self.settings.uid:
+            self._give_way_to(message.ballot)
+            self.election.hold(now_s)
+        return effects
+
+    def _on_accept(self, sender: Sender, message: Accept, now_s: float) -> Effects:
+        if not self.membership.is_member(sender) or message.ballot.uid != sender.uid:
+            return Effects()
+        effects = self.acceptor.on_accept(sender, message)
+        if sender.uid != self.settings.uid:
+            self._give_way_to(message.ballot)
+            if message.ballot >= self.acceptor.promised:
+                self.election.heard_leader(message.ballot, now_s)
+            effects.add(
+                self.learner.on_chosen_upto(sender.uid, message.chosen_upto, message.ballot, now_s)
+            )
+        return effects
+
+    def _on_accepted(self, sender: Sender, message: Accepted, now_s: float) -> Effects:
+        if message.ballot > self.proposer.ballot:
+            self._give_way_to(message.ballot)
+        effects = self.learner.on_accepted(sender, message, now_s)
+        effects.add(self.proposer.advance(now_s))
+        return effects
+
+    def _on_promise(self, sender: Sender, message: Promise, now_s: float) -> Effects:
+        effects = self.proposer.on_promise(sender, message, now_s)
+        if self.proposer.leading:
+            effects.add(self._news(now_s))
+        return effects
+
+    def _on_nack(self, sender: Sender, message: Nack, now_s: float) -> Effects:
+        self.election.saw(message.promised)
+        return self.proposer.on_nack(message)
+
+    def _on_chosen(self, sender: Sender, message: Chosen, now_s: float) -> Effects:
+        for entry in message.entries:
+            self._give_way_to(entry.ballot)
+        effects = self.learner.on_chosen(sender, message, now_s)
+        led = self.proposer.leading
+        effects.add(self.proposer.advance(now_s))
+        if self.proposer.leading and not led:
+            effects.add(self._news(now_s))
+        return effects
+
+    def _on_heartbeat(self, sender: Sender, message: Heartbeat, now_s: float) -> Effects:
+        effects = self._heard(sender, message.status, None, now_s)
+        reply = HeartbeatReply(message.round, self.status(now_s))
+        effects.sends.append(Send((sender.uid,), reply))
+        return effects
+
+    def _on_heartbeat_reply(self, sender: Sender, message: HeartbeatReply, now_s: float) -> Effects:
+        return self._heard(sender, message.status, message.round, now_s)
+
+    def _heard(self, sender: Sender, status: Status, answers_round: int | None, now_s: float) -> Effects:
+        if sender.uid == self.settings.uid:
+            return Effects()
+        voter = status.voter and self.membership.is_member(sender)
+        if status.leading and voter:
+            self._give_way_to(status.ballot)
+        self.election.heard(sender.uid, status, voter, answers_round, now_s)
+        leads = status.ballot if status.leading and voter else None
+        effects = self.learner.on_chosen_upto(sender.uid, status.chosen_upto, leads, now_s)
+        effects.add(self._elect(now_s))
+        return effects
+
+    def _on_forward(self, sender: Sender, message: Forward, now_s: float) -> Effects:
+        taken = self.proposer.enqueue(message.commands)
+        return Effects(sends=[Send((sender.uid,), ForwardReply(message.forward_id, taken))])
+
+    def _on_forward_reply(self, sender: Sender, message: ForwardReply, now_s: float) -> Effects:
+        self.requests.on_reply(sender.uid, message, now_s)
+        return Effects()
+
+    def _on_formation(self, sender: Sender, message: object, now_s: float) -> Effects:
+        effects = self.formation.receive(sender, message, now_s)
+        self._check_formed()
+        return effects
+
+    def _check_formed(self) -> None:
+        if self.formation.identity.formed and not self.membership.latest:
+            self.membership.form(self.formation.identity.members)
+            self.acceptor.votes = self.formation.is_voter
+
+    # -- elections
+
+    def _elect(self, now_s: float) -> Effects:
+        """Give way or take over, as things stand now."""
+        proposer, effects = self.proposer, Effects()
+        if proposer.leading and not self.leader_works(now_s):
+            proposer.give_way()
+        limit_s = TAKE_OVER_LIMIT_HEARTBEATS * self.settings.heartbeat_s
+        if proposer.phase is Phase.PREPARING and now_s - self._took_over_s > limit_s:
+            proposer.give_way()
+        works = self.leader_works(now_s)
+        if self._told_works and not works:
+            effects.add(self._news(now_s))
+        self._told_works = works
+        may = self.acceptor.votes and proposer.phase is Phase.IDLE and not self.disk_stalled(now_s)
+        if may and self.election.should_take_over(self.acceptor.promised, now_s):
+            above = max(self.acceptor.promised, self.election.highest_seen)
+            effects.add(proposer.take_over(above, now_s))
+            self.acceptor.promised = proposer.ballot
+            self._took_over_s = now_s
+        return effects
+
+    def _news(self, now_s: float) -> Effects:
+        """A heartbeat out of turn: who leads, or that nobody does, is worth telling at once."""
+        self.election.start_round(now_s)
+        return Effects(sends=[Send(OTHERS, Heartbeat(self.election.round, self.status(now_s)))])
+
+    # -- commands
+
+    def submit(self, commands: Sequence[Command], owner: object) -> None:
+        """Take commands of this node's clients; `flush` passes them on.
+
+        Raises:
+            Overloaded: too much waits already.
+            ValueTooLarge: a payload is over the limit.
+        """
+        self.requests.submit(commands, owner)
+
+    def flush(self, now_s: float) -> Effects:
+        """Pass on what came in during this turn: one value, or one Forward, for all of it."""
+        effects = self.requests.pump(self.leader, self.settings.uid, self.proposer.enqueue, now_s)
+        effects.add(self.proposer.advance(now_s))
+        return effects
+
+    def applied(self, commands: Sequence[Command], log_time_ms: int) -> None:
+        """A slot was applied here."""
+        self.proposer.applied(commands)
+        self.proposer.clock.time_ms = max(self.proposer.clock.time_ms, float(log_time_ms))
+
+    # -- time
+
+    def tick(self, now_s: float) -> Effects:
+        """Do what time alone makes due; to be called at `deadline_s` or any time earlier."""
+        effects = self.formation.tick(now_s)
+        self._check_formed()
+        due = self.election.probes(now_s)
+        if due is not None:
+            to = OTHERS if due else self.election.silent()
+            if to:
+                effects.sends.append(Send(to, Heartbeat(self.election.round, self.status(now_s))))
+        effects.add(self._elect(now_s))
+        effects.add(self.learner.tick(now_s))
+        effects.add(self.proposer.tick(now_s))
+        effects.add(self.requests.tick(now_s))
+        effects.add(self.flush(now_s))
+        return effects
+
+    def deadline_s(self, now_s: float) -> float:
+        """When `tick` must be called at the latest."""
+        times = (
+            self.formation.deadline_s,
+            self.learner.deadline_s,
+            self.proposer.deadline_s,
+            self.requests.deadline_s,
+        )
+        deadline_s = self.election.deadline_s(self.acceptor.promised, now_s)
+        return min([deadline_s, *(t for t in times if t is not None)])
