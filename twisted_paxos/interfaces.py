@@ -10,7 +10,7 @@ from twisted.plugin import IPlugin
 from zope.interface import Attribute, Interface
 
 from twisted_paxos.core.messages import Command, Message, SlotEntry
-from twisted_paxos.core.records import Recovered, Record
+from twisted_paxos.core.records import Record, Recovered
 
 if TYPE_CHECKING:
     from twisted_paxos.statemachine.commands import Result
@@ -88,7 +88,10 @@ class IMessenger(Interface):
     """Carries messages to other nodes. Any message may be lost, doubled, delayed or reordered."""
 
     def send(uids: Sequence[str], message: Message) -> None:
-        """Send to each of ``uids``; encodes once. Unknown ids are ignored, nothing is raised."""
+        """Send to each of ``uids``, or, for `core.effects.OTHERS`, to every other node that is known.
+
+        Encodes once. Unknown ids are ignored, nothing is raised.
+        """
 
 
 class IDiskExecutor(Interface):

@@ -290,6 +290,11 @@ class Proposer:
         self._queue_bytes += size
         return True
 
+    @property
+    def has_queue(self) -> bool:
+        """Whether commands wait that `advance` might propose."""
+        return bool(self._queue)
+
     def applied(self, commands: Sequence[Command]) -> None:
         """These were applied: a repetition is now told apart by the state machine's sessions."""
         if self._taken:

@@ -1,0 +1,444 @@
+"""`PersistentPaxosNode`: one full member, or an observer, as a Twisted service.
+
+It joins the parts: storage is recovered first, then ports are bound, then the roles run.
+Everything that arrives becomes a call of the pure `core.replica.Replica`; everything that it
+asks for goes through the one `EffectPerformer`.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from msgspec import Raw
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, gatherResults, maybeDeferred, succeed
+from twisted.internet.error import CannotListenError
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+import twisted_paxos
+from twisted_paxos.applier import Applier
+from twisted_paxos.config import NodeConfig
+from twisted_paxos.core import limits
+from twisted_paxos.core.ballot import ProposalID
+from twisted_paxos.core.effects import Effects
+from twisted_paxos.core.messages import Command, Envelope, SlotEntry
+from twisted_paxos.core.replica import Replica, ReplicaSettings
+from twisted_paxos.errors import NodeStopped, PaxosError, SessionExpired, StorageError
+from twisted_paxos.interfaces import IAcceptorStorage, INode, IResultSink
+from twisted_paxos.protocols.acceptor import AcceptorProtocol
+from twisted_paxos.protocols.base import NodeProtocol, Receiver
+from twisted_paxos.protocols.effects import EffectPerformer
+from twisted_paxos.protocols.learner import LearnerProtocol
+from twisted_paxos.protocols.link import IncomingLinkFactory
+from twisted_paxos.protocols.messenger import SocketMessenger
+from twisted_paxos.protocols.proposer import MemberProtocol, ProposerProtocol
+from twisted_paxos.statemachine.commands import OPEN_SESSION, NodeStatus, Result, encode_opaque
+from twisted_paxos.wire.peer import DATAGRAM_MAX_BYTES, PeerCodec
+
+log = Logger()
+
+RECEIVE_BUFFER_BYTES = 4 << 20
+"""What is asked of the system for the UDP port: its default holds four large datagrams."""
+
+REPORT_WAITING_S = 5.0
+"""How often a node that cannot vote yet says for whom it waits."""
+
+SHOWN_VALUE_CHARS = 120
+"""Longer values are shortened in the log lines of chosen slots."""
+
+
+@implementer(IResultSink)
+class _OwnSession:
+    """The session of the program that embeds the node: one at a time, opened when first needed."""
+
+    def __init__(self, node: PersistentPaxosNode, client: str) -> None:
+        self._node = node
+        self._client = client
+        self._sequence = 0
+        self._waiting: dict[int, Deferred[Result]] = {}
+        self._opened: Deferred[Result] | None = None
+
+    def propose(self, payload: Raw) -> Deferred[Result]:
+        """Have ``payload`` chosen and applied."""
+        if self._opened is None:
+            self._opened = Deferred()
+            self._waiting[0] = self._opened
+            self._node.submit([Command(self._client, 0, 0, OPEN_SESSION)], self)
+        self._sequence += 1
+        sequence = self._sequence
+        floor = min((n for n in self._waiting if n), default=sequence)
+        result: Deferred[Result] = Deferred()
+        self._waiting[sequence] = result
+        try:
+            self._node.submit([Command(self._client, sequence, floor, payload)], self)
+        except PaxosError:
+            del self._waiting[sequence]
+            raise
+        return result
+
+    def applied(self, results: Sequence[Result]) -> None:
+        """Results from the applier."""
+        for result in results:
+            waiting = self._waiting.pop(result.sequence, None)
+            if waiting is None:
+                continue
+            if result.error:
+                waiting.errback(SessionExpired(f"not applied: {result.error}"))
+            else:
+                waiting.callback(result)
+
+    def stop(self) -> None:
+        """Nothing more will be applied here."""
+        waiting, self._waiting = self._waiting, {}
+        for sequence, result in waiting.items():
+            if sequence:
+                result.errback(NodeStopped("the node stopped; the command may or may not be chosen"))
+
+
+@implementer(INode)
+class PersistentPaxosNode(Service):
+    """Proposer, acceptor and learner of one node, with durable state.
+
+    Args:
+        reactor: time, UDP and TCP.
+        config: see `NodeConfig`.
+        storage: durable state; recovered when the service starts.
+        durable: False for storage that a restart forgets.
+        entropy: gives random words (hex digits) for incarnation and start.
+        random: gives numbers in [0, 1), for jitter.
+        stop: called once with one line when the node must end: its storage failed, or it may
+            not go on. What could still leave is held back before.
+
+    Attributes:
+        recovered: fires once everything that was chosen before the start is applied.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        config: NodeConfig,
+        storage: IAcceptorStorage,
+        durable: bool,
+        entropy: Callable[[], str],
+        random: Callable[[], float],
+        stop: Callable[[str], None],
+    ) -> None:
+        self.uid = config.uid
+        self.config = config
+        self.storage = storage
+        self.cluster = config.fingerprint(durable)
+        self._reactor = reactor
+        self._entropy = entropy
+        self._random = random
+        self._stop = stop
+        self._stopping = False
+        self._timer: Any = None
+        self._flush_planned = False
+        self._ports: list[Any] = []
+        self._started_s = 0.0
+        self._reported_s = float("-inf")
+        self._reported_leader: ProposalID | None = None
+        self._session: _OwnSession | None = None
+        self._chosen_listeners: list[Callable[[int], None]] = []
+
+    # -- start and stop
+
+    def startService(self) -> None:
+        """Recover storage, then bind the port, then take part.
+
+        Raises:
+            StorageError: the storage cannot be used.
+            CannotListenError: the port is taken.
+        """
+        now_s = self._started_s = self._reactor.seconds()
+        recovered = self.storage.recover(self._entropy(), self.cluster)
+        settings = ReplicaSettings(
+            self.uid,
+            tuple(self.config.members),
+            self.config.heartbeat_ms / 1000,
+            self.config.disk_stall_ms / 1000,
+            self.config.client_told,
+        )
+        self.replica = Replica(settings, recovered, self._entropy(), self._random, now_s)
+        codec = PeerCodec(self.cluster, self.config.cluster_key)
+        self.receiver = Receiver(codec, self._reactor)
+        self.messenger = SocketMessenger(
+            self._reactor,
+            codec,
+            self.replica.me,
+            self.config.peers,
+            self.config.datagram_limit,
+            self._random,
+        )
+        self.applier = Applier(
+            self._reactor,
+            self.storage,
+            self.replica.requests.applied,
+            self.replica.applied,
+            self._fail,
+            recovered.log_start,
+        )
+        self.applier.listeners.append(self._applied)
+        self.performer = EffectPerformer(
+            self.uid,
+            self._reactor,
+            self.storage,
+            self.messenger,
+            self._receive_own,
+            self._apply,
+            lambda: (self.replica.log.chosen_upto, self.replica.log.log_start),
+            self._fail,
+        )
+        try:
+            self._listen()
+        except CannotListenError:
+            self.storage.close()
+            raise
+        super().startService()
+        recovered_upto = self.replica.log.chosen_upto
+        log.info(
+            "node {uid} of cluster {cluster}: {storage}, start {boot}, "
+            "chosen up to {chosen_upto}, promised {promised}",
+            uid=self.uid,
+            cluster=self.cluster,
+            storage=self.storage.description,
+            boot=self.replica.me.boot,
+            chosen_upto=recovered_upto,
+            promised=str(self.replica.acceptor.promised),
+        )
+        self.applier.start(recovered_upto)
+        self.recovered = self.applier.when_applied(recovered_upto)
+        self._tick()
+
+    def _listen(self) -> None:
+        roles = (
+            AcceptorProtocol(self, self.receiver, self._perform, self._reactor),
+            ProposerProtocol(self, self.receiver, self._perform, self._reactor),
+            LearnerProtocol(self, self.receiver, self._perform, self._reactor),
+            MemberProtocol(self, self.receiver, self._perform, self._reactor),
+        )
+        self.protocol = NodeProtocol(roles, self.receiver, self.messenger.heard, self.messenger.attach)
+        self.links = IncomingLinkFactory(self.receiver, self._by_link)
+        bind = self.config.bind
+        udp = self._reactor.listenUDP(bind.port, self.protocol, bind.host, DATAGRAM_MAX_BYTES + 1)
+        self._ports.append(udp)
+        _widen_buffer(udp)
+        try:
+            self._ports.append(
+                self._reactor.listenTCP(udp.getHost().port, self.links, interface=bind.host)
+            )
+        except CannotListenError:
+            self._ports.pop().stopListening()
+            raise
+
+    def _by_link(self, envelope: Envelope) -> None:
+        self.protocol.envelope_received(envelope, None)
+
+    def stopService(self) -> Deferred[Any]:
+        """Stop taking part; fires when ports are closed and storage is synced."""
+        if not self.running:
+            return succeed(None)
+        super().stopService()
+        self._halt()
+        log.info("node {uid} stops", uid=self.uid)
+        endings = [maybeDeferred(port.stopListening) for port in self._ports]
+        self._ports = []
+        endings.append(self.messenger.close())
+        closing = gatherResults(endings, consumeErrors=True)
+        closing.addBoth(lambda _: self.storage.close())
+        return closing
+
+    def _halt(self) -> None:
+        """From here on nothing is decided, sent or applied."""
+        self._stopping = True
+        self.performer.stop()
+        self.applier.stop()
+        self.links.close()
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+        if self._session is not None:
+            self._session.stop()
+
+    def _fail(self, reason: str | Failure) -> None:
+        """The node must end, now and with one line."""
+        if self._stopping:
+            return
+        self._halt()
+        if isinstance(reason, Failure):
+            if not reason.check(StorageError):
+                log.failure("node {uid} failed", failure=reason, uid=self.uid)
+            reason = reason.getErrorMessage()
+        self._stop(f"node {self.uid} stops: {reason}")
+
+    # -- messages and time
+
+    def receive(self, sender: Any, message: Any, now_s: float) -> Effects:
+        """What the role protocols call: the replica decides."""
+        if self._stopping:
+            return Effects()
+        if self.performer.overfull and isinstance(message, (*AcceptorProtocol.takes, *LearnerProtocol.takes)):
+            self.receiver.drop("disk_behind", sender.uid)
+            return Effects()
+        effects = self.replica.receive(sender, message, now_s)
+        if self.replica.proposer.has_queue:
+            self._plan_flush()
+        return effects
+
+    def _receive_own(self, message: Any) -> Effects:
+        return self.replica.receive(self.replica.me, message, self._reactor.seconds())
+
+    def _perform(self, effects: Effects) -> None:
+        if self._stopping:
+            return
+        if effects:
+            self.performer.perform(effects)
+        self._rearm()
+
+    def _tick(self) -> None:
+        if self._stopping:
+            return
+        now_s = self._reactor.seconds()
+        self.replica.disk_waiting_since_s = self.performer.waiting_since_s
+        self.performer.perform(self.replica.tick(now_s))
+        self._report(now_s)
+        self._rearm()
+
+    def _rearm(self) -> None:
+        """Keep one timer, at the time at which something is due."""
+        if self._stopping:
+            return
+        now_s = self._reactor.seconds()
+        delay_s = max(0.001, self.replica.deadline_s(now_s) - now_s)
+        if self._timer is None or not self._timer.active():
+            self._timer = self._reactor.callLater(delay_s, self._tick)
+        elif self._timer.getTime() > now_s + delay_s + 0.001:
+            self._timer.reset(delay_s)
+
+    def _report(self, now_s: float) -> None:
+        """Say who leads, when that changes, and for whom a node waits that cannot vote."""
+        leader = self.replica.leader
+        if leader != self._reported_leader and leader.number:
+            self._reported_leader = leader
+            log.info("{leader} leads, ballot {ballot}", leader=leader.uid, ballot=str(leader))
+        waiting = self.replica.formation.waiting_for
+        if waiting and now_s - self._started_s > 1 and now_s - self._reported_s > REPORT_WAITING_S:
+            self._reported_s = now_s
+            replaced = self.replica.formation.replaced
+            reason = "they know another life of this node" if replaced else "first start"
+            log.info(
+                "no vote yet ({reason}): waiting for {names}; start them, or check --peer",
+                reason=reason,
+                names=", ".join(waiting),
+            )
+
+    # -- commands
+
+    def submit(self, commands: Sequence[Command], sink: IResultSink) -> None:
+        """See `INode.submit`."""
+        if self._stopping or not self.running:
+            raise NodeStopped("the node is stopping; ask another one")
+        self.replica.submit(commands, sink)
+        self._plan_flush()
+
+    def _plan_flush(self) -> None:
+        if not self._flush_planned:
+            self._flush_planned = True
+            self._reactor.callLater(0, self._flush)
+
+    def _flush(self) -> None:
+        self._flush_planned = False
+        if not self._stopping:
+            self._perform(self.replica.flush(self._reactor.seconds()))
+
+    def forget(self, sink: IResultSink) -> None:
+        """See `INode.forget`."""
+        self.replica.requests.forget(sink)
+
+    def propose(self, command: bytes | str | Raw) -> Deferred[Result]:
+        """Have a command chosen and applied, once.
+
+        Args:
+            command: an opaque value, or the JSON of any other payload as `msgspec.Raw`.
+
+        Returns:
+            fires with its `Result` when this node has applied it; fails with `NodeStopped`,
+            after which the outcome is unknown.
+
+        Raises:
+            Overloaded: too much waits already.
+            ValueTooLarge: it is over `limits.VALUE_MAX_BYTES`.
+        """
+        if self._session is None:
+            self._session = _OwnSession(self, self._entropy())
+        return self._session.propose(command if isinstance(command, Raw) else encode_opaque(command))
+
+    # -- chosen slots
+
+    def _apply(self, entries: Sequence[SlotEntry]) -> None:
+        self.storage.note_chosen(entries[-1].slot)
+        self.applier.chosen(entries)
+
+    def _applied(self, slot: int, ballot: ProposalID, commands: Sequence[Command]) -> None:
+        if self.config.print_chosen:
+            for index, command in enumerate(commands):
+                log.info(
+                    "chosen: slot {slot}.{index} ballot {ballot} value {value}",
+                    slot=slot,
+                    index=index,
+                    ballot=str(ballot),
+                    value=_shown(command.payload),
+                )
+        for listener in tuple(self._chosen_listeners):
+            listener(slot)
+
+    def on_chosen(self, listener: Callable[[int], None]) -> Callable[[], None]:
+        """See `INode.on_chosen`."""
+        self._chosen_listeners.append(listener)
+        return lambda: self._chosen_listeners.remove(listener)
+
+    def read_log(self, from_slot: int, limit_bytes: int) -> Deferred[list[SlotEntry]]:
+        """See `INode.read_log`."""
+        chosen_upto = self.replica.log.chosen_upto
+        if from_slot > chosen_upto:
+            return succeed([])
+        return self.storage.read_chosen(from_slot, chosen_upto, min(limit_bytes, limits.FETCH_BYTES))
+
+    # -- for people
+
+    def status(self) -> NodeStatus:
+        """See `INode.status`."""
+        replica, now_s = self.replica, self._reactor.seconds()
+        return NodeStatus(
+            uid=self.uid,
+            role=replica.role(),
+            leader=replica.leader.uid,
+            ballot=replica.leader,
+            promised=replica.acceptor.promised,
+            chosen_upto=replica.log.chosen_upto,
+            applied=self.applier.applied_upto,
+            storage=self.storage.description,
+            log_bytes=self.storage.log_bytes,
+            uptime_s=round(now_s - self._started_s, 3),
+            incarnation=replica.me.incarnation,
+            boot=replica.me.boot,
+            client=self.config.client_told,
+            waiting_for=replica.formation.waiting_for,
+            dropped=dict(self.receiver.dropped),
+            version=twisted_paxos.__version__,
+        )
+
+
+def _shown(payload: Raw) -> str:
+    text = bytes(payload[: 4 * SHOWN_VALUE_CHARS]).decode("utf-8", "replace")
+    if len(payload) > 4 * SHOWN_VALUE_CHARS or len(text) > SHOWN_VALUE_CHARS:
+        return f"{text[:SHOWN_VALUE_CHARS]}... ({len(payload):,} bytes)"
+    return text
+
+
+def _widen_buffer(port: Any) -> None:
+    for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+        port.socket.setsockopt(socket.SOL_SOCKET, option, RECEIVE_BUFFER_BYTES)

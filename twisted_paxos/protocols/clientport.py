@@ -1,0 +1,425 @@
+"""The client port of a node: length-prefixed JSON frames over TCP (``docs/client-protocol.md``).
+
+One `ClientPort` serves all clients of a node; each connection is one `ClientPortProtocol`,
+which is the `IResultSink` of what its client submits. What must always hold:
+
+* A client that does not read is not read from: the transport pauses this end as a producer,
+  which stops its requests and its log streams. What was submitted before may still give
+  results; those wait up to `BACKLOG_MAX_BYTES`, then the connection is dropped.
+* The results of one turn of the reactor leave in one frame (or as few as fit).
+* A connection that is gone leaves nothing behind in the node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime, ITCPTransport
+from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.logger import Logger
+from twisted.protocols.basic import Int32StringReceiver
+from twisted.python.failure import Failure as TwistedFailure
+from zope.interface import implementer
+
+from twisted_paxos.core import limits
+from twisted_paxos.core.messages import Command, SlotEntry
+from twisted_paxos.errors import Overloaded, PaxosError, StorageError, ValueTooLarge, WireError
+from twisted_paxos.interfaces import INode, IResultSink
+from twisted_paxos.statemachine.commands import NodeStatus, Result
+from twisted_paxos.wire.client import (
+    CLIENT_VERSION,
+    Failure,
+    GetStatus,
+    Hello,
+    LogEntries,
+    ReadLog,
+    Response,
+    Results,
+    StatusReply,
+    Submit,
+    decode_request,
+    encode,
+)
+
+log = Logger()
+
+CONNECTIONS_MAX: Final = 1_000
+"""Clients connected at once; one more is told so and closed."""
+
+COMMANDS_IN_PROGRESS_MAX: Final = 20_000
+"""Submitted commands of one connection whose results are not out yet; beyond, ``overloaded``."""
+
+READS_MAX: Final = 16
+"""Log reads in progress on one connection; beyond, ``overloaded``."""
+
+BACKLOG_MAX_BYTES: Final = 4 << 20
+"""What is written for a client while it does not read; beyond, it is dropped."""
+
+READ_CHUNK_BYTES: Final = 64 << 10
+"""Values asked of the node for one `LogEntries` frame."""
+
+RESULTS_PER_FRAME: Final = 4_000
+"""Results in one frame: below the frame limit, with the longest client ids too."""
+
+CLIENT_ID_MAX_CHARS: Final = 64
+"""The longest session id that is taken from the network."""
+
+HELLO_TIMEOUT_S: Final = 10.0
+"""A connection that has not said Hello by then is closed."""
+
+CLOSE_TIMEOUT_S: Final = 5.0
+"""A closed connection whose client does not take the last bytes by then is cut."""
+
+
+class ClientPort(Factory):
+    """Serves ``node`` to clients; listen with it on any stream endpoint.
+
+    Args:
+        node: who does the work.
+        reactor: for joining the results of a turn, and for the time limits.
+        cluster: fingerprint of the cluster, told to clients in `Hello`.
+        connections_max: clients connected at once.
+
+    Attributes:
+        connections: the open ones.
+        dropped: connections refused or dropped and bad frames, by reason.
+    """
+
+    noisy = False
+
+    def __init__(
+        self, node: INode, reactor: IReactorTime, cluster: str = "", connections_max: int = CONNECTIONS_MAX
+    ) -> None:
+        self.node = node
+        self.reactor = reactor
+        self.cluster = cluster
+        self.connections: set[ClientPortProtocol] = set()
+        self.dropped: dict[str, int] = {}
+        self._connections_max = connections_max
+
+    def buildProtocol(self, addr: IAddress | None) -> Protocol:
+        """A protocol for one more client; over the limit, one that only says so."""
+        refusal = ""
+        if len(self.connections) >= self._connections_max:
+            refusal = f"this node has {self._connections_max} clients already; try another node"
+        return ClientPortProtocol(self, refusal)
+
+    def count(self, reason: str) -> None:
+        """Count something dropped for ``reason``."""
+        self.dropped[reason] = self.dropped.get(reason, 0) + 1
+
+    def close_all(self) -> None:
+        """Close every connection, what was written is still sent: the node stops."""
+        for connection in list(self.connections):
+            connection.close()
+
+
+@implementer(IResultSink)
+class ClientPortProtocol(Int32StringReceiver):
+    """One client's connection; made by `ClientPort`."""
+
+    MAX_LENGTH = limits.FRAME_MAX_BYTES
+    transport: Any
+
+    def __init__(self, port: ClientPort, refusal: str = "") -> None:
+        self.port = port
+        self._refusal = refusal
+        self._greeted = False
+        self._closing = False
+        self._pending: set[tuple[str, int]] = set()
+        self._results: list[Result] = []
+        self._flush_call: IDelayedCall | None = None
+        self._limit_call: IDelayedCall | None = None
+        self._reads: set[_LogRead] = set()
+        self._backlog_bytes = 0
+
+    # -- the connection ------------------------------------------------------------------
+
+    def connectionMade(self) -> None:
+        """Say Hello, or why not."""
+        if ITCPTransport.providedBy(self.transport):
+            self.transport.setTcpNoDelay(True)
+            self.transport.setTcpKeepAlive(True)
+        self.transport.registerProducer(self, True)
+        if self._refusal:
+            self.port.count("too_many_connections")
+            self._reply(Failure(0, "overloaded", self._refusal))
+            self.close()
+            return
+        self.port.connections.add(self)
+        self._limit_call = self.port.reactor.callLater(HELLO_TIMEOUT_S, self._hello_timeout)
+        self._reply(Hello(CLIENT_VERSION, self.port.node.uid, self.port.cluster))
+
+    def connectionLost(self, reason: TwistedFailure = connectionDone) -> None:
+        """Take back from the node all that this client still waited for."""
+        self._closing = True
+        self.port.connections.discard(self)
+        self._cancel_calls()
+        self._results.clear()
+        self._forget()
+
+    def close(self) -> None:
+        """Close after what was written is sent; no further request is taken."""
+        if self._closing:
+            return
+        self._flush_results()
+        self._closing = True
+        self._cancel_calls()
+        self._forget()
+        self.transport.unregisterProducer()
+        self._limit_call = self.port.reactor.callLater(CLOSE_TIMEOUT_S, self._abort)
+        self.transport.loseConnection()
+
+    def _forget(self) -> None:
+        for read in list(self._reads):
+            read.stop()
+        if self._pending:
+            self._pending.clear()
+            self.port.node.forget(self)
+
+    def _cancel_calls(self) -> None:
+        for call in (self._flush_call, self._limit_call):
+            if call is not None and call.active():
+                call.cancel()
+        self._flush_call = self._limit_call = None
+
+    def _hello_timeout(self) -> None:
+        self._limit_call = None
+        self._bad_request("no_hello", f"no hello within {HELLO_TIMEOUT_S:g} seconds")
+
+    def _abort(self) -> None:
+        self._closing = True
+        self.transport.abortConnection()
+
+    # -- flow control: this end is the producer of what it writes --------------------------
+
+    def resumeProducing(self) -> None:
+        """The client reads again: go on with its requests and its log reads."""
+        self._backlog_bytes = 0
+        if self._closing:
+            return
+        super().resumeProducing()
+        for read in list(self._reads):
+            read.go_on()
+
+    def _reply(self, message: Response) -> None:
+        frame = encode(message)
+        if self.paused:
+            self._backlog_bytes += len(frame)
+            if self._backlog_bytes > BACKLOG_MAX_BYTES:
+                self._drop_slow()
+                return
+        self.sendString(frame)
+
+    def _drop_slow(self) -> None:
+        if self._closing:
+            return
+        self.port.count("slow_reader")
+        log.warn(
+            "Dropped client {peer}: it does not read its answers, {limit} bytes of them waited",
+            peer=self.transport.getPeer(),
+            limit=BACKLOG_MAX_BYTES,
+        )
+        self._abort()
+
+    # -- requests --------------------------------------------------------------------------
+
+    def stringReceived(self, string: bytes) -> None:
+        """One frame arrived."""
+        if self._closing:
+            return
+        try:
+            request = decode_request(string)
+        except WireError as error:
+            self._bad_request(error.reason, str(error))
+            return
+        if isinstance(request, Hello):
+            self._hello(request)
+        elif not self._greeted:
+            self._bad_request("no_hello", "the first frame must be a hello")
+        elif isinstance(request, Submit):
+            self._submit(request)
+        elif isinstance(request, ReadLog):
+            self._read_log(request)
+        else:
+            self._get_status(request)
+
+    def lengthLimitExceeded(self, length: int) -> None:
+        """A frame is announced that will not be read."""
+        self._bad_request("oversized", f"a frame of {length} bytes is over the limit of {self.MAX_LENGTH}")
+
+    def _bad_request(self, reason: str, detail: str) -> None:
+        self.port.count(reason)
+        log.info(
+            "Closing client {peer}, which does not speak the client protocol: {detail}",
+            peer=self.transport.getPeer(),
+            detail=detail,
+        )
+        self._reply(Failure(0, "bad_request", detail))
+        self.close()
+
+    def _hello(self, hello: Hello) -> None:
+        if hello.version != CLIENT_VERSION:
+            self._bad_request("version", f"client version {hello.version}, this node speaks {CLIENT_VERSION}")
+            return
+        self._greeted = True
+        if self._limit_call is not None:
+            self._limit_call.cancel()
+            self._limit_call = None
+
+    def _submit(self, request: Submit) -> None:
+        commands = request.commands
+        if problem := _problem_with(commands):
+            self._reply(Failure(request.request_id, "bad_request", problem))
+            return
+        names = {(command.client, command.sequence) for command in commands} - self._pending
+        if len(self._pending) + len(names) > COMMANDS_IN_PROGRESS_MAX:
+            message = f"{COMMANDS_IN_PROGRESS_MAX} commands of this connection are in progress already"
+            self._reply(Failure(request.request_id, "overloaded", message))
+            return
+        self._pending |= names
+        try:
+            self.port.node.submit(commands, self)
+        except Exception as error:
+            self._pending -= names
+            self._reply(_failure_for(request.request_id, error))
+
+    def _get_status(self, request: GetStatus) -> None:
+        status = self.port.node.status()
+        assert isinstance(status, NodeStatus)
+        self._reply(StatusReply(request.request_id, status))
+
+    def _read_log(self, request: ReadLog) -> None:
+        if request.from_slot < 1:
+            self._reply(Failure(request.request_id, "bad_request", "slots start at 1"))
+        elif len(self._reads) >= READS_MAX:
+            message = f"{READS_MAX} log reads of this connection are in progress already"
+            self._reply(Failure(request.request_id, "overloaded", message))
+        else:
+            read = _LogRead(self, request)
+            self._reads.add(read)
+            read.start()
+
+    # -- results (IResultSink) ---------------------------------------------------------------
+
+    def applied(self, results: Sequence[Result]) -> None:
+        """Some of this client's commands were applied; they leave with the turn's others."""
+        if self._closing:
+            return
+        self._results.extend(results)
+        if self._flush_call is None:
+            self._flush_call = self.port.reactor.callLater(0, self._flush_results)
+
+    def _flush_results(self) -> None:
+        if self._flush_call is not None and self._flush_call.active():
+            self._flush_call.cancel()
+        self._flush_call = None
+        results, self._results = self._results, []
+        self._pending.difference_update([(result.client, result.sequence) for result in results])
+        for start in range(0, len(results), RESULTS_PER_FRAME):
+            if not self._closing:
+                self._reply(Results(tuple(results[start : start + RESULTS_PER_FRAME])))
+
+
+class _LogRead:
+    """One `ReadLog` in progress: asks the node for the next chunk only when the client reads."""
+
+    def __init__(self, protocol: ClientPortProtocol, request: ReadLog) -> None:
+        self._protocol = protocol
+        self._node = protocol.port.node
+        self._request_id = request.request_id
+        self._follow = request.follow
+        self._next_slot = request.from_slot
+        self._end_slot = 0
+        self._asking: Deferred[Any] | None = None
+        self._ask_again = False
+        self._stopped = False
+        self._stop_listening: Callable[[], None] | None = None
+
+    def start(self) -> None:
+        """Send the first chunk."""
+        if self._follow:
+            self._stop_listening = self._node.on_chosen(self._chosen)
+        else:
+            status = self._node.status()
+            assert isinstance(status, NodeStatus)
+            self._end_slot = status.chosen_upto
+        self.go_on()
+
+    def stop(self) -> None:
+        """End without a word to the client."""
+        self._stopped = True
+        self._protocol._reads.discard(self)
+        if self._stop_listening is not None:
+            self._stop_listening()
+            self._stop_listening = None
+
+    def go_on(self) -> None:
+        """Ask for the next chunk, unless one is under way or the client does not read."""
+        if self._stopped or self._protocol.paused:
+            return
+        if self._asking is not None:
+            self._ask_again = True
+            return
+        self._ask_again = False
+        asking = self._asking = self._node.read_log(self._next_slot, READ_CHUNK_BYTES)
+        asking.addCallbacks(self._got, self._failed)
+        asking.addErrback(self._broken)
+
+    def _chosen(self, chosen_upto: int) -> None:
+        if chosen_upto >= self._next_slot:
+            self.go_on()
+
+    def _got(self, entries: Sequence[SlotEntry]) -> None:
+        self._asking = None
+        if self._stopped:
+            return
+        if not self._follow:
+            entries = [entry for entry in entries if entry.slot <= self._end_slot]
+        if entries:
+            self._next_slot = entries[-1].slot + 1
+        last = not self._follow and (not entries or self._next_slot > self._end_slot)
+        if entries or last:
+            self._protocol._reply(LogEntries(self._request_id, tuple(entries), last))
+        if last:
+            self.stop()
+        elif entries or self._ask_again:
+            # Not from here: a node that answers at once would recurse, and starve its reactor.
+            self._protocol.port.reactor.callLater(0, self.go_on)
+
+    def _failed(self, failure: TwistedFailure) -> None:
+        self._asking = None
+        if not self._stopped:
+            self.stop()
+            self._protocol._reply(_failure_for(self._request_id, failure.value))
+
+    def _broken(self, failure: TwistedFailure) -> None:
+        log.failure("A log read for a client broke; its connection is cut", failure)
+        self.stop()
+        self._protocol._abort()
+
+
+def _problem_with(commands: Sequence[Command]) -> str:
+    """Why ``commands`` cannot be taken, or an empty string."""
+    for command in commands:
+        if not 0 < len(command.client) <= CLIENT_ID_MAX_CHARS:
+            return f"a client id has 1 to {CLIENT_ID_MAX_CHARS} characters"
+        if command.sequence < 0 or command.floor < 0:
+            return "sequence numbers are not negative"
+    return ""
+
+
+def _failure_for(request_id: int, error: BaseException | None) -> Failure:
+    """How the client is told of ``error``; what nobody foresaw is logged here."""
+    if isinstance(error, Overloaded):
+        return Failure(request_id, "overloaded", str(error))
+    if isinstance(error, ValueTooLarge):
+        return Failure(request_id, "value_too_large", str(error))
+    if isinstance(error, StorageError):
+        return Failure(request_id, "internal", str(error))
+    if isinstance(error, PaxosError):
+        return Failure(request_id, "unavailable", str(error) or "the node cannot do this now")
+    log.failure("A client's request failed", TwistedFailure(error))
+    return Failure(request_id, "internal", "the node failed to do this; its log says why")

@@ -1,0 +1,229 @@
+"""The one place that performs effects, in one order: persist, then send, then apply.
+
+Each reply is tied to the write that covers it. Writes go out one at a time; whatever is asked
+for while one is under way waits and goes together in the next (group commit). So when a write
+ends, exactly its own replies are released: never "flush, then send whatever is pending".
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from twisted_paxos.core import limits
+from twisted_paxos.core.effects import EVERYONE, OTHERS, Effects, ReadChosen, Send, merge_accepted
+from twisted_paxos.core.messages import Chosen, SlotEntry
+from twisted_paxos.core.records import Record
+from twisted_paxos.errors import StorageFull
+from twisted_paxos.interfaces import IAcceptorStorage, IMessenger
+
+log = Logger()
+
+FULL_RETRY_S = 0.5
+"""How long a write that found no room waits before it is tried again."""
+
+READS_MAX = 64
+"""Answers to Fetches that may be under way; more are dropped, and asked for again."""
+
+UNWRITTEN_MAX_BYTES = 2 * limits.WINDOW_MAX_BYTES
+"""Values that may wait to be written; beyond it, messages that need a write are dropped."""
+
+
+class EffectPerformer:
+    """Performs what roles ask for.
+
+    Args:
+        uid: this node's id: messages to it are delivered here and never leave.
+        clock: the reactor.
+        storage: where records go.
+        messenger: how messages leave.
+        deliver: takes a message of this node to itself.
+        apply: takes chosen slots, in order.
+        chosen_range: gives (chosen_upto, log_start) for answers to Fetches.
+        stop: ends the node, with a reason: storage failed, or the protocol demands it.
+
+    Attributes:
+        waiting_since_s: since when the oldest unfinished write waits, or None.
+        full: the storage has no room at present.
+    """
+
+    def __init__(
+        self,
+        uid: str,
+        clock: IReactorTime,
+        storage: IAcceptorStorage,
+        messenger: IMessenger,
+        deliver: Callable[[Any], Effects],
+        apply: Callable[[Sequence[SlotEntry]], None],
+        chosen_range: Callable[[], tuple[int, int]],
+        stop: Callable[[str | Failure], None],
+    ) -> None:
+        self.waiting_since_s: float | None = None
+        self.full = False
+        self._uid = uid
+        self._clock = clock
+        self._storage = storage
+        self._messenger = messenger
+        self._deliver = deliver
+        self._apply = apply
+        self._chosen_range = chosen_range
+        self._stop = stop
+        self._stopped = False
+        self._queue: deque[Effects] = deque()
+        self._to_self: deque[Any] = deque()
+        self._busy = False
+        self._records: list[Record] = []
+        self._replies: list[Send] = []
+        self._unwritten_bytes = 0
+        self._writing: list[Send] | None = None
+        self._write_planned = False
+        self._reads = 0
+
+    def perform(self, effects: Effects) -> None:
+        """Do all of it, and all that follows from messages to this node itself."""
+        self._queue.append(effects)
+        if self._busy:
+            return
+        self._busy = True
+        try:
+            while not self._stopped and (self._queue or self._to_self):
+                if self._queue:
+                    self._perform(self._queue.popleft())
+                else:
+                    self._queue.append(self._deliver(self._to_self.popleft()))
+        finally:
+            self._busy = False
+
+    def stop(self) -> None:
+        """Do nothing more: nothing that has not left yet will leave."""
+        self._stopped = True
+        self._queue.clear()
+        self._to_self.clear()
+
+    @property
+    def overfull(self) -> bool:
+        """Whether so much waits to be written that nothing that needs a write may be taken."""
+        return self._unwritten_bytes > UNWRITTEN_MAX_BYTES
+
+    def _perform(self, effects: Effects) -> None:
+        if effects.stop:
+            self._stop(effects.stop)
+            return
+        if effects.records:
+            self._records += effects.records
+            self._unwritten_bytes += sum(_size_bytes(record) for record in effects.records)
+            self._plan_write()
+        if effects.replies:
+            self._hold(effects.replies)
+        for send in effects.sends:
+            self._send(send)
+        if effects.chosen:
+            self._apply(effects.chosen)
+        for read in effects.reads:
+            self._read(read)
+
+    # -- persist
+
+    def _hold(self, replies: list[Send]) -> None:
+        """Tie replies to the write that covers all that was asked for until now."""
+        if self._records:
+            self._replies += replies
+        elif self._writing is not None:
+            self._writing += replies
+        else:
+            for reply in replies:
+                self._send(reply)
+
+    def _plan_write(self) -> None:
+        if self.waiting_since_s is None:
+            self.waiting_since_s = self._clock.seconds()
+        if self._writing is None and not self._write_planned:
+            # At the end of this turn: all that arrives in one turn shares one sync.
+            self._write_planned = True
+            self._clock.callLater(0, self._write)
+
+    def _write(self) -> None:
+        self._write_planned = False
+        if self._stopped:
+            return
+        records, self._records = self._records, []
+        self._writing, self._replies = self._replies, []
+        self.waiting_since_s = self._clock.seconds()
+        self._write_records(records)
+
+    def _write_records(self, records: list[Record]) -> None:
+        if self._stopped:
+            return
+        written = self._storage.write(records)
+        written.addCallbacks(self._written, self._not_written, (records,), {}, (records,), {})
+        written.addErrback(self._broken)
+
+    def _written(self, _: object, records: list[Record]) -> None:
+        released, self._writing = self._writing, None
+        assert released is not None
+        self._unwritten_bytes -= sum(_size_bytes(record) for record in records)
+        self.full = False
+        self.waiting_since_s = None
+        if self._records:
+            self._write()
+        effects = Effects(sends=merge_accepted(released))
+        self.perform(effects)
+
+    def _not_written(self, failure: Failure, records: list[Record]) -> None:
+        """No room: nothing of it is stored, and nothing that reports it leaves; try again."""
+        failure.trap(StorageFull)
+        if not self.full:
+            log.error(
+                "the disk is full: {error}; nothing is accepted until there is room",
+                error=failure.getErrorMessage(),
+            )
+        self.full = True
+        self._clock.callLater(FULL_RETRY_S, self._write_records, records)
+
+    def _broken(self, failure: Failure) -> None:
+        if not self._stopped:
+            self._stop(failure)
+
+    # -- send
+
+    def _send(self, send: Send) -> None:
+        if send.to == EVERYONE:
+            self._messenger.send(OTHERS, send.message)
+            self._to_self.append(send.message)
+        elif send.to == OTHERS:
+            self._messenger.send(OTHERS, send.message)
+        else:
+            others = tuple(uid for uid in send.to if uid != self._uid)
+            if others:
+                self._messenger.send(others, send.message)
+            if len(others) != len(send.to):
+                self._to_self.append(send.message)
+
+    # -- answers from storage
+
+    def _read(self, read: ReadChosen) -> None:
+        if self._reads >= READS_MAX:
+            return
+        self._reads += 1
+        reading: Deferred[Any] = self._storage.read_chosen(
+            read.from_slot, read.upto_slot, limits.FETCH_BYTES
+        )
+        reading.addCallback(self._answer, read)
+        reading.addErrback(self._broken)
+
+    def _answer(self, entries: Sequence[SlotEntry], read: ReadChosen) -> None:
+        self._reads -= 1
+        chosen_upto, log_start = self._chosen_range()
+        answer = Chosen(read.request_id, tuple(entries), chosen_upto, log_start)
+        self.perform(Effects(sends=[Send((read.to,), answer)]))
+
+
+def _size_bytes(record: Record) -> int:
+    value = getattr(record, "value", None)
+    return len(value) if value is not None else 0

@@ -1,0 +1,105 @@
+"""Client sessions: a command that is tried again applies once and gets its first result.
+
+Part of the replicated state (Ongaro's thesis, section 6.3): a session is registered through
+the log, remembers the results that its client may still ask for, and expires by log time, so
+every node forgets the same sessions at the same slot. An unknown session is an error and is
+never created silently: its earlier commands could have been applied already.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from twisted_paxos.core import limits
+from twisted_paxos.core.messages import Command
+from twisted_paxos.statemachine.commands import Result
+
+SESSION_IDLE_MS = 3_600_000
+"""A session that sent nothing for this much log time is forgotten."""
+
+EXPIRED = "session_expired"
+REPEATED = "already_answered"
+FULL = "session_full"
+TOO_MANY = "too_many_sessions"
+
+
+class _Session:
+    """One client's: everything below ``floor`` was answered, ``results`` holds what was applied above."""
+
+    __slots__ = ("floor", "results", "used_ms")
+
+    def __init__(self, used_ms: int) -> None:
+        self.floor = 1
+        self.results: dict[int, tuple[int, int]] = {}
+        self.used_ms = used_ms
+
+
+class Sessions:
+    """Every open session, in the order of last use.
+
+    Attributes:
+        log_time_ms: the highest time stamp of the log so far.
+    """
+
+    def __init__(self, idle_ms: int = SESSION_IDLE_MS) -> None:
+        self.log_time_ms = 0
+        self._idle_ms = idle_ms
+        self._sessions: OrderedDict[str, _Session] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def advance(self, time_ms: int) -> None:
+        """Move log time on, never back, and forget the sessions that it leaves behind."""
+        self.log_time_ms = max(self.log_time_ms, time_ms)
+        sessions = self._sessions
+        while sessions:
+            client, session = next(iter(sessions.items()))
+            if session.used_ms + self._idle_ms > self.log_time_ms:
+                break
+            del sessions[client]
+
+    def apply(self, command: Command, slot: int, index: int) -> tuple[Result, bool]:
+        """What becomes of ``command``.
+
+        Returns:
+            its result, and whether it is to be applied now: False for a repetition, for an
+            error, and for the opening of a session.
+        """
+        client, sequence = command.client, command.sequence
+        session = self._sessions.get(client)
+        if sequence == 0:
+            return self._open(client, session, slot, index), False
+        if session is None:
+            return Result(client, sequence, 0, 0, EXPIRED), False
+        session.used_ms = self.log_time_ms
+        self._sessions.move_to_end(client)
+        if command.floor > session.floor:
+            self._raise_floor(session, command.floor)
+        first = session.results.get(sequence)
+        if first is not None:
+            return Result(client, sequence, first[0], first[1]), False
+        if sequence < session.floor:
+            return Result(client, sequence, 0, 0, REPEATED), False
+        if len(session.results) >= limits.SESSION_RESULTS_MAX:
+            return Result(client, sequence, 0, 0, FULL), False
+        session.results[sequence] = (slot, index)
+        return Result(client, sequence, slot, index), True
+
+    def _open(self, client: str, session: _Session | None, slot: int, index: int) -> Result:
+        if session is None:
+            if len(self._sessions) >= limits.SESSIONS_MAX:
+                return Result(client, 0, 0, 0, TOO_MANY)
+            self._sessions[client] = _Session(self.log_time_ms)
+        return Result(client, 0, slot, index)
+
+    @staticmethod
+    def _raise_floor(session: _Session, floor: int) -> None:
+        """Forget what the client has; results arrive nearly in order, so this stays short."""
+        results = session.results
+        if floor - session.floor > 2 * len(results):
+            session.results = {number: result for number, result in results.items() if number >= floor}
+        else:
+            for number in range(session.floor, floor):
+                results.pop(number, None)
+        session.floor = floor
