@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from msgspec import Raw
 from twisted.internet.defer import Deferred
 from twisted.plugin import IPlugin
 from zope.interface import Attribute, Interface
@@ -13,7 +14,7 @@ from twisted_paxos.core.messages import Command, Message, SlotEntry
 from twisted_paxos.core.records import Record, Recovered
 
 if TYPE_CHECKING:
-    from twisted_paxos.statemachine.commands import Result
+    from twisted_paxos.statemachine.commands import Context, Result
 
 
 class IAcceptorStorage(Interface):
@@ -25,12 +26,12 @@ class IAcceptorStorage(Interface):
     description: str = Attribute("What and where it is, for status tables: ``file:paxos_data/A``.")
     log_bytes: int = Attribute("Size of the stored log in bytes, for status tables.")
 
-    def recover(fresh_incarnation: str, cluster: str) -> Recovered:
+    def recover(fresh_incarnation: str, cluster: str, lost: bool = False) -> Recovered:
         """Open, check and read everything; called once, before any other method.
 
         Blocks (nothing else runs yet). Where nothing is stored, makes new storage in one
-        atomic step, with ``fresh_incarnation`` as its identity. The identity's ``boot``
-        is counted up and durable on return.
+        atomic step, with ``fresh_incarnation`` as its identity, whose ``lost`` says that other
+        storage was here before. The identity's ``boot`` is counted up and durable on return.
 
         Raises:
             StorageLocked: another process has it open.
@@ -67,6 +68,76 @@ class IAcceptorStorage(Interface):
 
     def close() -> Deferred[None]:
         """Sync what was written and noted, release the lock. Nothing may be called after it."""
+
+    def set_aside() -> str:
+        """Before `recover`, or after `close`: move what is stored out of the way; it cannot be trusted.
+
+        Keeps it, under another name, for people to look at; what was kept so before is removed. Blocks.
+        Returns where it is now. Afterwards `recover` makes new storage (call it with ``lost=True``).
+
+        Raises:
+            StorageLocked: another process has it open.
+            StorageError: it cannot be moved.
+        """
+
+
+class ISnapshotStorage(Interface):
+    """Snapshots of the replicated state, and what they let go of the log.
+
+    Provided by the same object as `IAcceptorStorage`, after its `recover`. One complete snapshot
+    is kept beside one being written.
+    """
+
+    snapshot_slot: int = Attribute("The slot of the newest complete snapshot; 0 when there is none.")
+    snapshot_bytes: int = Attribute("Its size; 0 when there is none.")
+
+    def begin_snapshot(slot: int) -> ISnapshotWriter:
+        """Start to write the snapshot of the state after ``slot``; one that was under way is aborted."""
+
+    def open_snapshot() -> ISnapshotReader | None:
+        """Read the newest complete snapshot; it stays readable while newer ones replace it."""
+
+    def compact(upto_slot: int) -> Deferred[int]:
+        """Let go of log entries up to ``upto_slot``, as far as is practical (whole segments).
+
+        The caller has a complete snapshot at or above ``upto_slot``. Fires with the lowest slot
+        that is still stored, or would be next.
+        """
+
+
+class ISnapshotWriter(Interface):
+    """One snapshot on its way to disk."""
+
+    slot: int = Attribute("Of which slot it is.")
+
+    def write(piece: bytes) -> Deferred[None]:
+        """Add a piece of at most 1 MiB; fires when it is synced. Write the next one after that.
+
+        Fails with `StorageFull`: the snapshot must be aborted; or with `StorageFailed`.
+        """
+
+    def finish() -> Deferred[None]:
+        """Make it the newest complete snapshot, atomically; fires when that is durable and the older is gone."""
+
+    def abort() -> None:
+        """Drop what was written of it."""
+
+
+class ISnapshotReader(Interface):
+    """A complete snapshot, piece by piece."""
+
+    slot: int = Attribute("Of which slot it is.")
+    pieces: int = Attribute("How many pieces it has.")
+    size_bytes: int = Attribute("Their size together.")
+
+    def read(number: int) -> Deferred[bytes]:
+        """Piece ``number``, from 0, as it was written.
+
+        Fails with `StorageDamaged`: it cannot be read back.
+        """
+
+    def close() -> None:
+        """Done with it."""
 
 
 class IStorageProvider(IPlugin):
@@ -135,3 +206,44 @@ class INode(Interface):
 
     def on_chosen(listener: Callable[[int], None]) -> Callable[[], None]:
         """Call ``listener(chosen_upto)`` whenever slots were applied; returns what ends it."""
+
+
+class IStateMachine(Interface):
+    """A replicated state: the same commands in the same order give the same state and results anywhere.
+
+    Deterministic by contract: `apply`, `advance` and `restore` use nothing but their arguments and
+    the state; no clock, no randomness, no iteration over sets. All calls come on one thread.
+    `twisted_paxos.testing.determinism` checks an implementation.
+    """
+
+    deadline_ms: int | None = Attribute(
+        "The earliest log time in milliseconds at which `advance` has something to do; None: never."
+        " The leader sees to it that log time gets there."
+    )
+
+    def apply(payload: Raw, context: Context) -> Raw:
+        """Apply one command and return its result, as JSON.
+
+        Called once per command, in log order. Must not raise: a command that cannot be done
+        changes nothing and has an error as its result.
+        """
+
+    def advance(context: Context) -> None:
+        """Log time is now ``context.time_ms``; called once per slot, before its commands."""
+
+    def snapshot() -> Iterator[bytes]:
+        """The state of this moment, in pieces of about 64 KiB at most, made one by one.
+
+        A frozen view: `apply` and `advance` go on between two pieces and do not show in them.
+        Only one snapshot is under way at a time; closing the iterator ends it early.
+        """
+
+    def restore(pieces: Iterator[bytes]) -> Iterator[None]:
+        """Replace the state by what `snapshot` gave, of this or an earlier version.
+
+        Works piece by piece and yields in between, so that the caller can do other things; the
+        state must not be used before it is exhausted.
+
+        Raises:
+            ValueError: the pieces are no snapshot of this machine.
+        """

@@ -433,7 +433,7 @@ class PersistentPaxosNode(Service):
 
 
 def _shown(payload: Raw) -> str:
-    text = bytes(payload[: 4 * SHOWN_VALUE_CHARS]).decode("utf-8", "replace")
+    text = bytes(memoryview(payload)[: 4 * SHOWN_VALUE_CHARS]).decode("utf-8", "replace")
     if len(payload) > 4 * SHOWN_VALUE_CHARS or len(text) > SHOWN_VALUE_CHARS:
         return f"{text[:SHOWN_VALUE_CHARS]}... ({len(payload):,} bytes)"
     return text

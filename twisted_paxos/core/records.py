@@ -20,8 +20,12 @@ class Identity(Struct, frozen=True):
         incarnation: random, made with the storage; a new one for a new life.
         cluster: fingerprint of the configuration that it was made for.
         boot: how often it was started, from 1.
-        formed: whether the first formation is complete; before it, the node has no vote.
-        members: the incarnation of every voting member, itself included.
+        lost: it was made in place of storage that was lost: it may never take part in a first
+            formation, since the cluster may have been formed before.
+        formed: whether the first formation is complete, with or without this incarnation.
+        members: while not formed, the incarnations recorded so far; then those that founded
+            the cluster.
+        sets: the voting incarnations: ``[from_slot, {uid: incarnation}]``, as changed by Replace.
         boots: per incarnation, the highest start seen of a peer: ``[boot, boot_id]``.
     """
 
@@ -29,8 +33,10 @@ class Identity(Struct, frozen=True):
     incarnation: str
     cluster: str
     boot: int = 0
+    lost: bool = False
     formed: bool = False
     members: dict[str, str] = {}
+    sets: tuple[tuple[int, dict[str, str]], ...] = ()
     boots: dict[str, tuple[int, str]] = {}
 
 
@@ -74,6 +80,7 @@ class Recovered(NamedTuple):
         chosen_upto: every slot up to here is chosen and stored. May be behind what was
             known before the stop, never ahead of it.
         log_start: the lowest slot stored (1 unless compacted).
+        snapshot_slot: the slot of the newest complete snapshot, at most chosen_upto; 0 if none.
         entries: what is stored above chosen_upto: accepted, or chosen with a gap below.
         fresh: the storage was made by this start.
     """
@@ -82,5 +89,6 @@ class Recovered(NamedTuple):
     promised: ProposalID = NO_BALLOT
     chosen_upto: int = 0
     log_start: int = 1
+    snapshot_slot: int = 0
     entries: Mapping[int, Entry] = MappingProxyType({})
     fresh: bool = False

@@ -24,7 +24,7 @@ from twisted.python.failure import Failure as TwistedFailure
 from zope.interface import implementer
 
 from twisted_paxos.core import limits
-from twisted_paxos.core.messages import Command, SlotEntry
+from twisted_paxos.core.messages import SlotEntry
 from twisted_paxos.errors import Overloaded, PaxosError, StorageError, ValueTooLarge, WireError
 from twisted_paxos.interfaces import INode, IResultSink
 from twisted_paxos.statemachine.commands import NodeStatus, Result
@@ -62,9 +62,6 @@ READ_CHUNK_BYTES: Final = 64 << 10
 
 RESULTS_PER_FRAME: Final = 4_000
 """Results in one frame: below the frame limit, with the longest client ids too."""
-
-CLIENT_ID_MAX_CHARS: Final = 64
-"""The longest session id that is taken from the network."""
 
 HELLO_TIMEOUT_S: Final = 10.0
 """A connection that has not said Hello by then is closed."""
@@ -271,8 +268,8 @@ class ClientPortProtocol(Int32StringReceiver):
 
     def _submit(self, request: Submit) -> None:
         commands = request.commands
-        if problem := _problem_with(commands):
-            self._reply(Failure(request.request_id, "bad_request", problem))
+        if not all(command.client for command in commands):
+            self._reply(Failure(request.request_id, "bad_request", "a command has no client id"))
             return
         names = {(command.client, command.sequence) for command in commands} - self._pending
         if len(self._pending) + len(names) > COMMANDS_IN_PROGRESS_MAX:
@@ -399,16 +396,6 @@ class _LogRead:
         log.failure("A log read for a client broke; its connection is cut", failure)
         self.stop()
         self._protocol._abort()
-
-
-def _problem_with(commands: Sequence[Command]) -> str:
-    """Why ``commands`` cannot be taken, or an empty string."""
-    for command in commands:
-        if not 0 < len(command.client) <= CLIENT_ID_MAX_CHARS:
-            return f"a client id has 1 to {CLIENT_ID_MAX_CHARS} characters"
-        if command.sequence < 0 or command.floor < 0:
-            return "sequence numbers are not negative"
-    return ""
 
 
 def _failure_for(request_id: int, error: BaseException | None) -> Failure:

@@ -7,7 +7,7 @@ else is an object with its kind under ``type``.
 
 from __future__ import annotations
 
-from typing import Union
+from typing import NamedTuple, Union
 
 import msgspec
 from msgspec import Raw, Struct
@@ -53,6 +53,24 @@ def decode_payload(payload: Raw) -> Payload:
     return _decode_payload(payload)
 
 
+class Context(NamedTuple):
+    """Where and when a command applies.
+
+    Attributes:
+        slot: its place in the log.
+        index: its place in that slot's batch, from 0; -1 for `IStateMachine.advance`.
+        time_ms: log time, the same on every node.
+    """
+
+    slot: int
+    index: int
+    time_ms: int
+
+
+NO_DATA = Raw(b"null")
+"""The result data of a command that has none."""
+
+
 class Result(Struct, frozen=True, array_like=True, gc=False):
     """What became of one command.
 
@@ -61,6 +79,7 @@ class Result(Struct, frozen=True, array_like=True, gc=False):
         slot: where it was applied; a repeated command has the slot of its first time. 0 if it was not.
         index: its place in that slot's batch, from 0.
         error: empty, or a fixed word such as ``session_expired``: it was not applied and never will be.
+        data: what the state machine returned, as JSON.
     """
 
     client: str
@@ -68,6 +87,7 @@ class Result(Struct, frozen=True, array_like=True, gc=False):
     slot: int
     index: int
     error: str = ""
+    data: Raw = NO_DATA
 
 
 class NodeStatus(Struct, frozen=True):

@@ -1,0 +1,105 @@
+"""Addresses as people write them: ``host:port``, ``[IPv6]:port``, Twisted endpoint strings.
+
+Pure functions on text: nothing is resolved or connected here.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import Final, NamedTuple
+
+from twisted_paxos.errors import ConfigError
+
+_HOST_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?\.?", re.ASCII)
+_TCP_KINDS = frozenset({"tcp", "tcp4", "tcp6"})
+_ENDPOINT_KINDS: Final = _TCP_KINDS | {"ssl", "tls", "unix", "systemd", "stdio", "fd", "haproxy"}
+
+
+class Address(NamedTuple):
+    """Where something listens: a name or an IP address without brackets, and a port."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether ``host`` is this very machine: a loopback IP address, or ``localhost``."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower().rstrip(".") == "localhost"
+
+
+def parse_address(text: str, where: str) -> Address:
+    """``host:port`` or ``[IPv6]:port``; ``where`` names the option or key in the error.
+
+    Raises:
+        ConfigError: it is neither, or the port is not from 1 to 65535.
+    """
+    if text.startswith("["):
+        host, bracket, port = text[1:].partition("]:")
+        good = bool(bracket) and is_ip(host) and ":" in host
+    else:
+        host, _, port = text.rpartition(":")
+        good = is_host(host) and ":" not in host
+    if not good:
+        raise ConfigError(f"{where}: {text[:80]!r} is no address: write host:port, or [IPv6]:port")
+    if not (port.isascii() and port.isdecimal() and len(port) <= 5 and 1 <= int(port) <= 65_535):
+        raise ConfigError(f"{where}: the port of {text[:80]!r} must be a number from 1 to 65535")
+    return Address(canonical_host(host), int(port))
+
+
+def is_ip(host: str) -> bool:
+    """Whether ``host`` is an IP address and no name."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def is_host(host: str) -> bool:
+    """Whether ``host`` is an IP address or can be a host's name."""
+    return is_ip(host) or (bool(_HOST_NAME.fullmatch(host)) and len(host) <= 253 and not _looks_numeric(host))
+
+
+def _looks_numeric(host: str) -> bool:
+    """``1.2.3.400`` is a mistyped IP address, not a name: no top-level domain is a number."""
+    return host.rstrip(".").rpartition(".")[2].isdigit()
+
+
+def canonical_host(host: str) -> str:
+    """One spelling per IP address, so that duplicates show."""
+    return str(ipaddress.ip_address(host)) if is_ip(host) else host.lower()
+
+
+def is_endpoint(text: str) -> bool:
+    """Whether ``text`` starts as a Twisted endpoint string does: ``tcp:5100`` is no host named tcp."""
+    kind, colon, _ = text.partition(":")
+    return bool(colon) and kind.lower() in _ENDPOINT_KINDS
+
+
+def server_endpoint(address: Address) -> str:
+    """A Twisted server endpoint string that listens on ``address``, whose host is an IP address."""
+    kind = "tcp6" if ":" in address.host else "tcp"
+    return f"{kind}:{address.port}:interface={address.host.replace(':', chr(92) + ':')}"
+
+
+def told_client(endpoint: str, host: str) -> str:
+    """What clients connect to when a node serves ``endpoint``; ``host`` is told for "all interfaces".
+
+    ``host:port`` for plain TCP, else the endpoint string itself.
+    """
+    fields = [part.replace(chr(92), "") for part in re.split(r"(?<!\\):", endpoint)]
+    if fields[0].lower() not in _TCP_KINDS:
+        return endpoint
+    options = dict(part.split("=", 1) for part in fields[1:] if "=" in part)
+    port = options.get("port") or next((part for part in fields[1:] if "=" not in part), "")
+    if not (port.isascii() and port.isdecimal()):
+        return endpoint
+    interface = options.get("interface", "")
+    return str(Address(host if interface in {"", "0.0.0.0", "::"} else interface, int(port)))

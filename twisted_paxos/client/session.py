@@ -1,0 +1,594 @@
+"""`Client`: proposes commands through whichever node answers, each of them applied once.
+
+A client has one session, registered through the log, and numbers its commands from 1
+(`twisted_paxos.client.pending`). Here is what moves them: the connection, which changes to the
+next node by itself, and the timers. What is unanswered is sent again on every new connection.
+
+Speed comes from doing things per turn of the reactor and not per command: the commands of
+one turn share frames, the results of a frame are handled in one loop.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import AsyncIterable, Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, Final
+
+import msgspec
+from msgspec import Raw
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure as TwistedFailure
+
+from twisted_paxos.client.connection import ClientConnection, ask_status, backoff_s, open_connection
+from twisted_paxos.client.logreader import LogReader
+from twisted_paxos.client.pending import WINDOW_COMMANDS, Outcome, Pending, Proposal
+from twisted_paxos.core import limits
+from twisted_paxos.core.messages import Command
+from twisted_paxos.errors import (
+    ConfigError,
+    OutcomeUnknown,
+    PaxosError,
+    Unavailable,
+    ValueTooLarge,
+)
+from twisted_paxos.statemachine.commands import (
+    OPEN_SESSION,
+    BinaryValue,
+    NodeStatus,
+    Result,
+    encode_opaque,
+)
+from twisted_paxos.wire.client import Failure, Response, Results, Submit
+
+log = Logger()
+
+TIMEOUT_S: Final = 30.0
+"""How long a propose waits for its result unless the caller says otherwise."""
+
+STALL_S: Final = 2.0
+"""A node that answers nothing for so long, with commands in flight, is left for the next one."""
+
+SESSION_FRESH_S: Final = 600.0
+"""A session unused for so long is given up for a new one: the cluster may forget it (after an hour)."""
+
+LATE_S: Final = 1.0
+"""A timer that runs so much too late shows that this process slept: answers may wait unread."""
+
+OPEN_SESSION_SEQUENCE: Final = 0
+"""The sequence number of the command that registers a session."""
+
+
+def connect(
+    reactor: Any,
+    endpoints: Sequence[str],
+    *,
+    rng: random.Random | None = None,
+    window: int = WINDOW_COMMANDS,
+    timeout_s: float = TIMEOUT_S,
+) -> Deferred[Client]:
+    """A `Client`, once one of ``endpoints`` has answered; each is tried once, in their order.
+
+    Args:
+        reactor: for connections and time.
+        endpoints: ``host:port``, ``[v6]:port`` or Twisted client endpoint strings.
+        rng: for the session's id and jitter.
+        window: commands in flight at once.
+        timeout_s: how long a propose waits for its result by default.
+
+    Fails with:
+        Unavailable: none answered.
+        ConfigError: an endpoint cannot be understood.
+    """
+    client = Client(reactor, endpoints, rng=rng, window=window, timeout_s=timeout_s)
+    return Deferred.fromCoroutine(client._first_connection())
+
+
+class Client:
+    """A session with the cluster; made by `connect`, whose arguments it takes.
+
+    Attributes:
+        endpoint: where it is connected to, or was last.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        endpoints: Sequence[str],
+        *,
+        rng: random.Random | None = None,
+        window: int = WINDOW_COMMANDS,
+        timeout_s: float = TIMEOUT_S,
+    ) -> None:
+        if not endpoints:
+            raise ConfigError("no endpoint given: name at least one node's client port")
+        self._reactor = reactor
+        self._endpoints = list(endpoints)
+        self._rng = rng or random.SystemRandom()
+        self._timeout_s = timeout_s
+        self.endpoint = self._endpoints[0]
+        self._next_endpoint = 0
+        self._attempts = 0
+        self._why = "no node answered yet"
+        self._closed = False
+        self._connection: ClientConnection | None = None
+        self._connecting: Deferred[None] | None = None
+        self._pending = Pending(self._random_id(), window)
+        self._session_open = False
+        self._opening: Command | None = None
+        self._submits: deque[tuple[int, tuple[Command, ...]]] = deque()
+        self._to_resend: list[int] = []
+        self._request_id = 0
+        self._holds = 0
+        self._progress_s = 0.0
+        self._room_waiters: list[Deferred[None]] = []
+        self._timers: dict[str, IDelayedCall] = {}
+
+    # -- what users call -----------------------------------------------------------------
+
+    @property
+    def session_id(self) -> str:
+        """The id of the present session: 16 hexadecimal digits."""
+        return self._pending.session_id
+
+    @property
+    def in_flight(self) -> int:
+        """Commands sent whose result has not come back."""
+        return self._pending.in_flight
+
+    def propose(self, value: str | bytes, timeout_s: float | None = None) -> Deferred[Result]:
+        """Have ``value`` chosen and applied; fires with where it is in the log.
+
+        Cancelling it before it was sent fails with `CancelledError`; after that with
+        `OutcomeUnknown`, because it may be chosen all the same.
+
+        Fails with:
+            ValueTooLarge: it is larger than ``limits.VALUE_MAX_BYTES``.
+            Overloaded: too much waits here already, or the nodes refused it until the timeout.
+            OutcomeUnknown: it was sent, and no result came within ``timeout_s`` seconds.
+            Unavailable: within that time it could not even be sent.
+            SessionExpired: the cluster forgot this session while the command was under way.
+        """
+        done: Deferred[Result] = Deferred(lambda _: cancelled())
+
+        def cancelled() -> None:
+            if self._pending.abandon(proposal):
+                proposal.end(OutcomeUnknown("cancelled after it was sent; it may be chosen all the same"))
+
+        def finish(outcome: Outcome) -> None:
+            if isinstance(outcome, Result):
+                done.callback(outcome)
+            else:
+                done.errback(outcome)
+
+        try:
+            proposal = self._add(value, timeout_s, finish)
+        except PaxosError:
+            done.errback()
+        return done
+
+    def _add(
+        self, value: str | bytes, timeout_s: float | None, finish: Callable[[Outcome], None]
+    ) -> Proposal:
+        if self._closed:
+            raise Unavailable("the client is closed")
+        proposal = self._pending.add(encode_value(value), self._deadline_s(timeout_s), finish)
+        self._flush_soon()
+        return proposal
+
+    def propose_many(
+        self,
+        values: Iterable[str | bytes] | AsyncIterable[str | bytes],
+        on_outcome: Callable[[int, Outcome], None],
+        timeout_s: float | None = None,
+    ) -> Deferred[int]:
+        """Propose every value, as many in flight as the window takes; memory stays bounded.
+
+        ``values`` is asked for the next one only when there is room, so it may be endless.
+
+        Args:
+            values: what to propose; an error that it raises ends the run.
+            on_outcome: called with the value's number, from 0, and its `Result` or the error
+                that `propose` would have failed with; in the order of results.
+            timeout_s: for each value, from when it was taken.
+
+        Fires with the number of values, once each has its outcome. Cancelling it, or an error in
+        ``on_outcome``, ends it at once; what was sent may be chosen all the same.
+        """
+        return Deferred.fromCoroutine(_Many(self, on_outcome, timeout_s).run(values))
+
+    def status(self) -> Deferred[NodeStatus]:
+        """The status of the node that this client uses or, when it does not answer, of the next that does.
+
+        Fails with:
+            Unavailable: none answered.
+        """
+        return Deferred.fromCoroutine(self._status())
+
+    def read_log(self, from_slot: int = 1, follow: bool = False) -> LogReader:
+        """An async iterator over the chosen entries from ``from_slot`` on, none left out.
+
+        Ends at the last entry of the moment; with ``follow`` it waits for more instead. It has its
+        own connection, goes on with another node when one fails, and is ended by its ``close()``.
+        """
+        return LogReader(self._reactor, self._in_turn(), from_slot, follow, self._rng)
+
+    def close(self) -> Deferred[None]:
+        """Disconnect; what has no result yet fails at once (`OutcomeUnknown` if it was sent)."""
+        self._closed = True
+        for timer in self._timers.values():
+            if timer.active():
+                timer.cancel()
+        if self._connecting is not None:
+            self._connecting.cancel()
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        self._pending.end_all("the client was closed before it was sent")
+        self._give_room()
+        return succeed(None)
+
+    async def _status(self) -> NodeStatus:
+        problems = []
+        for endpoint in self._in_turn():
+            try:
+                return await ask_status(self._reactor, endpoint)
+            except Unavailable as error:
+                problems.append(str(error))
+        raise Unavailable(_nobody("; ".join(problems)))
+
+    def _in_turn(self) -> list[str]:
+        """The endpoints, from the one in use on."""
+        at = self._endpoints.index(self.endpoint)
+        return self._endpoints[at:] + self._endpoints[:at]
+
+    # -- timers: one per purpose -------------------------------------------------------------
+
+    def _start_timer(self, purpose: str, delay_s: float, call: Callable[[], None]) -> None:
+        """Call ``call`` in ``delay_s`` seconds, unless this timer runs already."""
+        timer = self._timers.get(purpose)
+        if not self._closed and (timer is None or not timer.active()):
+            self._timers[purpose] = self._reactor.callLater(delay_s, call)
+
+    def _stop_timer(self, purpose: str) -> None:
+        timer = self._timers.pop(purpose, None)
+        if timer is not None and timer.active():
+            timer.cancel()
+
+    def _runs(self, purpose: str) -> bool:
+        timer = self._timers.get(purpose)
+        return timer is not None and timer.active()
+
+    def _deadline_s(self, timeout_s: float | None) -> float:
+        now_s: float = self._reactor.seconds()
+        deadline_s = now_s + (self._timeout_s if timeout_s is None else timeout_s)
+        if deadline_s < self._pending.next_deadline_s:
+            self._stop_timer("deadline")
+            self._start_timer("deadline", deadline_s - now_s, partial(self._check_deadlines, deadline_s))
+        return deadline_s
+
+    def _check_deadlines(self, due_s: float, grace: bool = False) -> None:
+        now_s: float = self._reactor.seconds()
+        if now_s - due_s > LATE_S and not grace:
+            # This process was stopped, or its output blocked: read what has arrived before judging.
+            self._start_timer("deadline", LATE_S, partial(self._check_deadlines, now_s, True))
+            return
+        self._pending.expire(now_s, self._why)
+        next_s = self._pending.next_deadline_s
+        if self._pending.in_flight or self._pending.waiting:
+            self._start_timer("deadline", max(0.0, next_s - now_s), partial(self._check_deadlines, next_s))
+        self._flush_soon()
+
+    def _watch_for_stall(self) -> None:
+        if not self._runs("stall"):
+            now_s: float = self._reactor.seconds()
+            self._progress_s = now_s
+            self._start_timer("stall", STALL_S, partial(self._check_stall, now_s + STALL_S))
+
+    def _check_stall(self, due_s: float) -> None:
+        now_s: float = self._reactor.seconds()
+        if self._connection is None or not (self._pending.in_flight or self._opening):
+            return
+        if now_s - due_s > LATE_S:
+            self._progress_s = now_s
+        quiet_s = now_s - self._progress_s
+        if quiet_s >= STALL_S:
+            self._connection.drop(f"{self.endpoint} gave no result for {quiet_s:.1f} s")
+            return
+        delay_s = STALL_S - quiet_s
+        self._start_timer("stall", delay_s, partial(self._check_stall, now_s + delay_s))
+
+    # -- the connection ------------------------------------------------------------------------
+
+    async def _first_connection(self) -> Client:
+        problems = []
+        for _ in self._endpoints:
+            await self._try_next()
+            if self._connection is not None:
+                return self
+            problems.append(self._why)
+        self.close()
+        raise Unavailable(_nobody("; ".join(problems)))
+
+    async def _try_next(self) -> None:
+        """Try the next endpoint; afterwards there is a connection, or ``_why`` says why not."""
+        endpoint = self._endpoints[self._next_endpoint % len(self._endpoints)]
+        self._next_endpoint += 1
+        try:
+            connection = await open_connection(self._reactor, endpoint, self._got, self._lost)
+        except Unavailable as error:
+            self._attempts += 1
+            self._why = str(error)
+            return
+        self._connected(endpoint, connection)
+
+    def _reconnect(self) -> None:
+        self._connecting = Deferred.fromCoroutine(self._try_next())
+        self._connecting.addBoth(self._reconnected)
+
+    def _reconnected(self, outcome: object) -> None:
+        self._connecting = None
+        if isinstance(outcome, TwistedFailure) and not self._closed:
+            self._attempts += 1
+            log.failure("Connecting failed; the next node is tried", outcome)
+        if self._connection is None:
+            self._retry_connection()
+
+    def _retry_connection(self) -> None:
+        """The next node at once; after a whole round without one, a pause first."""
+        rounds, within_round = divmod(self._attempts, len(self._endpoints))
+        delay_s = 0.0 if within_round else backoff_s(rounds, self._rng)
+        self._start_timer("reconnect", delay_s, self._reconnect)
+
+    def _connected(self, endpoint: str, connection: ClientConnection) -> None:
+        if self._closed:
+            connection.close()
+            return
+        self.endpoint = endpoint
+        self._connection = connection
+        self._why = f"{endpoint} takes no commands; has the cluster a majority? See: paxosctl status"
+        self._submits.clear()
+        self._to_resend.clear()
+        self._stop_timer("hold")
+        self._stop_timer("stall")
+        self._opening = None
+        for batch in self._pending.batches_to_resend():
+            self._send(batch)
+        self._flush_soon()
+
+    def _lost(self, why: str) -> None:
+        """`ClientConnection` tells that it is gone."""
+        self._connection = None
+        if self._closed:
+            return
+        self._attempts += 1
+        self._why = f"{self.endpoint}: {why}"
+        log.debug("Lost {endpoint}: {why}; going to the next node", endpoint=self.endpoint, why=why)
+        self._retry_connection()
+
+    # -- sending ---------------------------------------------------------------------------------
+
+    def _flush_soon(self) -> None:
+        """Send what may be sent at the end of this turn, together."""
+        if not self._runs("flush"):
+            self._start_timer("flush", 0, self._flush)
+
+    def _flush(self) -> None:
+        if self._connection is not None and not self._runs("hold"):
+            if self._session_open:
+                self._send_all()
+            else:
+                self._open_session()
+        self._give_room()
+
+    def _send_all(self) -> None:
+        if not self._pending.in_flight:
+            now_s: float = self._reactor.seconds()
+            idle_s, self._progress_s = now_s - self._progress_s, now_s
+            if idle_s > SESSION_FRESH_S:
+                self._new_session()
+                self._open_session()
+                return
+        if self._to_resend:
+            sequences, self._to_resend = self._to_resend, []
+            for batch in self._pending.batches_to_resend(sequences):
+                self._send(batch)
+        while batch := self._pending.next_batch():
+            self._send(batch)
+
+    def _open_session(self) -> None:
+        if self._opening is None and self._pending.waiting:
+            self._opening = Command(self.session_id, OPEN_SESSION_SEQUENCE, 0, OPEN_SESSION)
+            self._send((self._opening,))
+
+    def _send(self, commands: tuple[Command, ...]) -> None:
+        if self._connection is None:
+            return
+        self._watch_for_stall()
+        self._request_id += 1
+        self._submits.append((self._request_id, commands))
+        self._connection.send(Submit(self._request_id, commands))
+
+    def _give_room(self) -> None:
+        if self._room_waiters and (self._closed or self._pending.has_room):
+            waiters, self._room_waiters = self._room_waiters, []
+            for waiter in waiters:
+                if not waiter.called:
+                    waiter.callback(None)
+
+    async def _wait_for_room(self) -> None:
+        while not (self._closed or self._pending.has_room):
+            waiter: Deferred[None] = Deferred()
+            self._room_waiters.append(waiter)
+            await waiter
+
+    # -- answers ---------------------------------------------------------------------------------
+
+    def _got(self, response: Response) -> None:
+        if isinstance(response, Results):
+            self._results(response.results)
+        elif isinstance(response, Failure):
+            self._refused(response)
+
+    def _results(self, results: Sequence[Result]) -> None:
+        self._progress_s = self._reactor.seconds()
+        self._attempts = 0
+        if self._opening is not None:
+            self._look_for_opening(results)
+        if self._pending.settle(results):
+            log.info("Session {session} has expired; a new one is opened", session=self.session_id)
+            self._new_session()
+        if self._session_open:
+            self._holds = 0
+        floor = self._pending.floor
+        while self._submits and self._submits[0][1][-1].sequence < floor:
+            self._submits.popleft()
+        self._flush_soon()
+
+    def _look_for_opening(self, results: Sequence[Result]) -> None:
+        for result in results:
+            if result.sequence == OPEN_SESSION_SEQUENCE and result.client == self.session_id:
+                self._opening = None
+                self._session_open = not result.error
+                if result.error:
+                    self._why = f"the cluster opens no session: {result.error}"
+                    self._hold()
+
+    def _new_session(self) -> None:
+        self._session_open = False
+        self._opening = None
+        self._submits.clear()
+        self._to_resend.clear()
+        self._pending.new_session(self._random_id())
+
+    def _refused(self, failure: Failure) -> None:
+        commands = self._commands_of(failure.request_id)
+        if not commands:
+            return
+        if failure.code not in ("overloaded", "value_too_large", "bad_request"):
+            # It could not say whether it took them, or will take nothing: another node may.
+            if self._connection is not None:
+                self._connection.drop(failure.message)
+            return
+        if self._opening in commands:
+            self._opening = None
+            self._why = failure.message
+            self._hold()
+            return
+        sequences = self._pending.refused(commands)
+        if failure.code == "overloaded":
+            self._to_resend.extend(sequences)
+            self._hold()
+        elif failure.code == "value_too_large" and len(sequences) > 1:
+            for sequence in sequences:
+                for batch in self._pending.batches_to_resend([sequence]):
+                    self._send(batch)
+        else:
+            too_large = failure.code == "value_too_large"
+            error = ValueTooLarge(failure.message) if too_large else Unavailable(failure.message)
+            self._pending.fail(sequences, error)
+
+    def _commands_of(self, request_id: int) -> tuple[Command, ...]:
+        for position, (number, commands) in enumerate(self._submits):
+            if number == request_id:
+                del self._submits[position]
+                return commands
+        return ()
+
+    def _hold(self) -> None:
+        """Send nothing for a while: the node, or the cluster, is full."""
+        self._holds += 1
+        self._stop_timer("hold")
+        self._start_timer("hold", backoff_s(self._holds, self._rng), self._flush_soon)
+
+    def _random_id(self) -> str:
+        return f"{self._rng.getrandbits(64):016x}"
+
+
+class _Many:
+    """One `Client.propose_many` in progress."""
+
+    def __init__(
+        self, client: Client, on_outcome: Callable[[int, Outcome], None], timeout_s: float | None
+    ) -> None:
+        self._client = client
+        self._on_outcome = on_outcome
+        self._timeout_s = timeout_s
+        self._started = 0
+        self._finished = 0
+        self._stopped = False
+        self._done: Deferred[None] = Deferred()
+        self._all_started = False
+
+    async def run(self, values: Iterable[str | bytes] | AsyncIterable[str | bytes]) -> int:
+        """Propose all of ``values``; the number of them."""
+        try:
+            if isinstance(values, AsyncIterable):
+                async for value in values:
+                    await self._start(value)
+            else:
+                for value in values:
+                    await self._start(value)
+            self._all_started = True
+            self._check_done()
+            await self._done
+        finally:
+            self._stopped = True
+        return self._started
+
+    async def _start(self, value: str | bytes) -> None:
+        client = self._client
+        if not client._pending.has_room:
+            await client._wait_for_room()
+        if self._done.called:
+            await self._done
+        if client._closed:
+            raise Unavailable("the client was closed")
+        number = self._started
+        self._started += 1
+        finish = partial(self._finish, number)
+        try:
+            client._add(value, self._timeout_s, finish)
+        except PaxosError as error:
+            finish(error)
+
+    def _finish(self, number: int, outcome: Outcome) -> None:
+        self._finished += 1
+        if self._stopped:
+            return
+        try:
+            self._on_outcome(number, outcome)
+        except Exception:
+            self._stopped = True
+            self._done.errback()
+            return
+        self._check_done()
+
+    def _check_done(self) -> None:
+        if self._all_started and self._finished == self._started and not self._done.called:
+            self._done.callback(None)
+
+
+def encode_value(value: str | bytes) -> Raw:
+    """The payload of ``value``, which is at most ``limits.VALUE_MAX_BYTES`` long.
+
+    Raises:
+        ValueTooLarge: it is longer.
+    """
+    data = value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
+    if len(data) > limits.VALUE_MAX_BYTES:
+        raise ValueTooLarge(
+            f"a value of {len(data):,} bytes is over the limit of {limits.VALUE_MAX_BYTES:,}; split it"
+        )
+    payload = encode_opaque(data)
+    if len(payload) > limits.PAYLOAD_MAX_BYTES:
+        # Text full of control characters grows sixfold in JSON; base64 grows by a third at most.
+        payload = Raw(msgspec.json.encode(BinaryValue(data)))
+    return payload
+
+
+def _nobody(problems: str) -> str:
+    return f"no node answers ({problems}); start them with: twistd -n paxos --id A"

@@ -1,0 +1,87 @@
+"""``memory:``: keeps everything until the process ends; a new incarnation at each start."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from twisted.internet.interfaces import IReactorTime
+from zope.interface import implementer
+
+from twisted_paxos.core.ballot import NO_BALLOT
+from twisted_paxos.core.messages import Entry, SlotEntry
+from twisted_paxos.core.records import Identity, Recovered
+from twisted_paxos.errors import StorageFull
+from twisted_paxos.storage.executor import TurnExecutor
+from twisted_paxos.storage.queued import IStorageBackend, PromiseRule, QueuedStorage, Write, log_records
+
+
+@implementer(IStorageBackend)
+class MemoryBackend:
+    """The half of `MemoryStorage` that keeps the records.
+
+    Args:
+        uid: the node's id.
+    """
+
+    wants_upkeep = False
+
+    def __init__(self, uid: str) -> None:
+        self.log_bytes = 0
+        self._uid = uid
+        self._entries: dict[int, Entry] = {}
+        self._promised = NO_BALLOT
+        self._rule = PromiseRule(NO_BALLOT)
+
+    def recover(self, fresh_incarnation: str, cluster: str) -> Recovered:
+        """See `IAcceptorStorage`: always fresh."""
+        return Recovered(Identity(self._uid, fresh_incarnation, cluster, boot=1), entries={}, fresh=True)
+
+    def commit(self, writes: Sequence[Write], chosen_upto: int) -> list[StorageFull | None]:
+        """See `IStorageBackend`."""
+        return [self._take(write) for write in writes]
+
+    def _take(self, write: Write) -> StorageFull | None:
+        if isinstance(write, StorageFull):
+            return write
+        after = self._rule.after(write, self._promised)
+        if isinstance(after, StorageFull):
+            return after
+        self._promised = after
+        for record in log_records(write):
+            replaced = self._entries.get(record.slot)
+            self._entries[record.slot] = Entry(record.ballot, record.value)
+            self.log_bytes += memoryview(record.value).nbytes
+            self.log_bytes -= memoryview(replaced.value).nbytes if replaced else 0
+        return None
+
+    def read(self, from_slot: int, upto_slot: int, limit_bytes: int) -> list[SlotEntry]:
+        """See `IStorageBackend`."""
+        found: list[SlotEntry] = []
+        for slot in range(from_slot, upto_slot + 1):
+            entry = self._entries.get(slot)
+            if entry is None:
+                break
+            limit_bytes -= memoryview(entry.value).nbytes
+            if found and limit_bytes < 0:
+                break
+            found.append(SlotEntry(slot, entry.ballot, entry.value))
+        return found
+
+    def upkeep(self) -> str:
+        """See `IStorageBackend`: never anything to do."""
+        return ""
+
+    def close(self) -> None:
+        """See `IStorageBackend`: what was kept goes with the process."""
+
+
+class MemoryStorage(QueuedStorage):
+    """``memory:`` as `IAcceptorStorage`.
+
+    Args:
+        uid: the node's id.
+        reactor: in whose later turns writes complete.
+    """
+
+    def __init__(self, uid: str, reactor: IReactorTime) -> None:
+        super().__init__(MemoryBackend(uid), TurnExecutor(reactor), reactor, "memory:")

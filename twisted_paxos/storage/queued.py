@@ -1,0 +1,310 @@
+"""What all providers share: one write queue with group commit, and the rules on promises.
+
+While one group is being written, everything that arrives waits and goes together in the next; when
+nothing runs, a group starts at the end of the reactor's turn, so all that arrives in one turn shares
+one sync. Each Deferred belongs to the group that wrote its records, and to no other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple, TypeAlias, TypeVar
+
+from twisted.internet.defer import Deferred, fail
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import Attribute, Interface, implementer
+
+from twisted_paxos.core.ballot import ProposalID
+from twisted_paxos.core.messages import SlotEntry
+from twisted_paxos.core.records import (
+    Identity,
+    Record,
+    Recovered,
+    SaveAccepted,
+    SaveChosen,
+    SaveIdentity,
+    SavePromise,
+)
+from twisted_paxos.errors import StorageDamaged, StorageFailed, StorageFull
+from twisted_paxos.interfaces import IAcceptorStorage, IDiskExecutor
+from twisted_paxos.storage.disk import reason
+
+log = Logger()
+
+QUEUE_MAX_BYTES = 256 << 20
+"""Values that may wait for the disk; a write beyond it is refused as if the disk were full."""
+
+T = TypeVar("T")
+LogRecord: TypeAlias = SaveAccepted | SaveChosen
+Write: TypeAlias = Sequence[Record] | StorageFull
+
+
+class IStorageBackend(Interface):
+    """The blocking half of a provider. After `recover`, everything runs on the executor's thread."""
+
+    log_bytes: int = Attribute("See `IAcceptorStorage`.")
+    wants_upkeep: bool = Attribute("Whether `upkeep` has something to do; read from the reactor's thread.")
+
+    def recover(fresh_incarnation: str, cluster: str) -> Recovered:
+        """See `IAcceptorStorage`; holds nothing open when it raises."""
+
+    def commit(writes: Sequence[Write], chosen_upto: int) -> list[StorageFull | None]:
+        """Write and sync; per write None, or why nothing of it is stored. Anything raised is final.
+
+        A write that is a `StorageFull` was refused before; it stays so.
+        """
+
+    def read(from_slot: int, upto_slot: int, limit_bytes: int) -> list[SlotEntry]:
+        """See `IAcceptorStorage.read_chosen`."""
+
+    def upkeep() -> str:
+        """Work that needs no haste, after a commit; returns a warning for the operator, or nothing."""
+
+    def close() -> None:
+        """Close files and release the lock; does nothing when nothing is open."""
+
+
+def check_identity(identity: Identity, uid: str, cluster: str, where: str) -> None:
+    """Raises `StorageDamaged` when the storage belongs to another node or another cluster."""
+    if identity.uid != uid:
+        raise StorageDamaged(
+            f"{where} belongs to node {identity.uid!r}, not to {uid!r}: give each node its own"
+        )
+    if identity.cluster != cluster:
+        raise StorageDamaged(
+            f"{where} was made for cluster {identity.cluster!r}, not for {cluster!r}: its members differ"
+        )
+
+
+class PromiseRule:
+    """What no provider stores: a promise that goes back, and a vote above the promise.
+
+    Args:
+        promised: the promise that is durable.
+    """
+
+    def __init__(self, promised: ProposalID) -> None:
+        self._refused = promised
+
+    def after(self, records: Sequence[Record], promised: ProposalID) -> ProposalID | StorageFull:
+        """The promise once ``records`` are stored behind ``promised``.
+
+        `StorageFull` when they vote at a ballot whose promise was refused for want of room: without
+        that promise the vote would be damage.
+
+        Raises:
+            ValueError: no refusal explains it, so the caller is wrong.
+        """
+        for record in records:
+            if isinstance(record, SavePromise):
+                if record.ballot < promised:
+                    raise ValueError(f"the promise must not go back from {promised} to {record.ballot}")
+                promised = record.ballot
+            elif isinstance(record, SaveAccepted) and record.ballot > promised:
+                if record.ballot <= self._refused:
+                    return StorageFull(f"the promise of {record.ballot} was refused for want of room")
+                raise ValueError(f"no vote at {record.ballot} above the promise of {promised}")
+        return promised
+
+    def refuse(self, promised: ProposalID) -> None:
+        """A write that would have led to ``promised`` is not stored."""
+        self._refused = max(self._refused, promised)
+
+
+def last_identity(records: Sequence[Record], identity: Identity | None) -> Identity | None:
+    """The identity that ``records`` save last, or ``identity``."""
+    for record in records:
+        if isinstance(record, SaveIdentity):
+            identity = record.identity
+    return identity
+
+
+def log_records(records: Sequence[Record]) -> list[LogRecord]:
+    """Those that go into the log."""
+    return [record for record in records if isinstance(record, (SaveAccepted, SaveChosen))]
+
+
+def _values_bytes(records: Sequence[Record]) -> int:
+    return sum(memoryview(record.value).nbytes for record in log_records(records))
+
+
+class _Write(NamedTuple):
+    records: Write
+    size_bytes: int
+    done: Deferred[None]
+
+
+@implementer(IAcceptorStorage)
+class QueuedStorage:
+    """`IAcceptorStorage` over a blocking backend and an executor.
+
+    Args:
+        backend: what stores; owned from now on.
+        executor: where it runs; closed with the storage.
+        reactor: for the turn at whose end a group starts.
+        description: see `IAcceptorStorage`.
+        queue_max_bytes: values that may wait.
+    """
+
+    def __init__(
+        self,
+        backend: IStorageBackend,
+        executor: IDiskExecutor,
+        reactor: IReactorTime,
+        description: str,
+        queue_max_bytes: int = QUEUE_MAX_BYTES,
+    ) -> None:
+        self.description = description
+        self._backend = backend
+        self._executor = executor
+        self._reactor = reactor
+        self._queue_max_bytes = queue_max_bytes
+        self._waiting: list[_Write] = []
+        self._queued_bytes = 0
+        self._running = 0
+        self._turn: IDelayedCall | None = None
+        self._chosen_upto = 0
+        self._upkeep_runs = False
+        self._broken = ""
+        self._open = False
+
+    @property
+    def log_bytes(self) -> int:
+        """See `IAcceptorStorage`."""
+        return self._backend.log_bytes
+
+    def recover(self, fresh_incarnation: str, cluster: str) -> Recovered:
+        """See `IAcceptorStorage`."""
+        recovered = self._backend.recover(fresh_incarnation, cluster)
+        self._chosen_upto = recovered.chosen_upto
+        self._open = True
+        return recovered
+
+    def write(self, records: Sequence[Record]) -> Deferred[None]:
+        """See `IAcceptorStorage`."""
+        if not self._open:
+            return fail(StorageFailed(f"{self.description} is not open"))
+        write = self._admit(records)
+        self._waiting.append(write)
+        self._queued_bytes += write.size_bytes
+        if not self._running and self._turn is None:
+            self._turn = self._reactor.callLater(0, self._flush)
+        return write.done
+
+    def note_chosen(self, chosen_upto: int) -> None:
+        """See `IAcceptorStorage`."""
+        self._chosen_upto = max(self._chosen_upto, chosen_upto)
+
+    def read_chosen(self, from_slot: int, upto_slot: int, limit_bytes: int) -> Deferred[list[SlotEntry]]:
+        """See `IAcceptorStorage`."""
+        self._flush()  # the executor works in order, so the read sees what was written before it
+        return self._executor.run(
+            partial(
+                self._guarded, partial(self._backend.read, from_slot, upto_slot, limit_bytes), StorageDamaged
+            )
+        )
+
+    def close(self) -> Deferred[None]:
+        """See `IAcceptorStorage`."""
+        return Deferred.fromCoroutine(self._close())
+
+    async def _close(self) -> None:
+        self._flush()
+        was_open, self._open = self._open, False
+        try:
+            if was_open:
+                await self._executor.run(self._finish)
+        finally:
+            await self._executor.close()
+
+    def _finish(self) -> None:
+        try:
+            if not self._broken:
+                self._commit([], self._chosen_upto)
+        finally:
+            self._backend.close()
+
+    def _flush(self) -> None:
+        """Hand everything that waits to the executor, as one group."""
+        if self._turn is not None:
+            if self._turn.active():
+                self._turn.cancel()
+            self._turn = None
+        if not self._waiting:
+            return
+        group, self._waiting = self._waiting, []
+        self._running += 1
+        commit = partial(self._commit, [write.records for write in group], self._chosen_upto)
+        self._executor.run(commit).addCallbacks(
+            self._written, self._failed, callbackArgs=(group,), errbackArgs=(group,)
+        )
+
+    def _admit(self, records: Sequence[Record]) -> _Write:
+        """Refuse values beyond the queue's bound; a promise is small and always taken."""
+        size_bytes = _values_bytes(records)
+        over = size_bytes and self._queued_bytes + size_bytes > self._queue_max_bytes
+        if over and not any(isinstance(record, SavePromise) for record in records):
+            return _Write(StorageFull(f"{self.description}: too much waits for the disk"), 0, Deferred())
+        return _Write(records, size_bytes, Deferred())
+
+    def _commit(self, writes: Sequence[Write], chosen_upto: int) -> list[StorageFull | None]:
+        return self._guarded(partial(self._backend.commit, writes, chosen_upto))
+
+    def _guarded(self, work: Callable[[], T], harmless: type[Exception] | tuple[()] = ()) -> T:
+        """Run on the executor's thread; whatever goes wrong, other than ``harmless``, ends all writing.
+
+        A failed write or sync is never tried again: the system may have dropped what it could not
+        write, and would then report the next sync as done.
+        """
+        if self._broken:
+            raise StorageFailed(self._broken)
+        try:
+            return work()
+        except harmless:
+            raise
+        except Exception as error:
+            self._broken = (
+                f"{self.description}: cannot be written ({reason(error)}); what is durable is unknown, "
+                "so the node stops: check the disk, then start it again"
+            )
+            raise StorageFailed(self._broken) from error
+
+    def _written(self, outcomes: list[StorageFull | None], group: list[_Write]) -> None:
+        self._group_ended(group)
+        for write, refusal in zip(group, outcomes, strict=True):
+            if refusal is None:
+                write.done.callback(None)
+            else:
+                write.done.errback(refusal)
+        self._go_on()
+
+    def _failed(self, failure: Failure, group: list[_Write]) -> None:
+        self._group_ended(group)
+        for write in group:
+            write.done.errback(StorageFailed(failure.getErrorMessage()))
+        self._go_on()
+
+    def _group_ended(self, group: list[_Write]) -> None:
+        self._running -= 1
+        self._queued_bytes -= sum(write.size_bytes for write in group)
+
+    def _go_on(self) -> None:
+        if self._waiting and not self._running:
+            self._flush()
+        if self._backend.wants_upkeep and self._open and not self._upkeep_runs and not self._broken:
+            self._upkeep_runs = True
+            upkeep = partial(self._guarded, self._backend.upkeep)
+            self._executor.run(upkeep).addCallbacks(self._upkeep_done, self._upkeep_failed)
+
+    def _upkeep_done(self, warning: str) -> None:
+        self._upkeep_runs = False
+        if warning:
+            # Not as ``warning=``: Twisted gives that key a meaning of its own.
+            log.warn("{storage}: {advice}", storage=self.description, advice=warning)
+
+    def _upkeep_failed(self, failure: Failure) -> None:
+        # The next write fails with the same error, and it has a caller who stops the node.
+        log.error("{error}", error=failure.getErrorMessage())

@@ -1,0 +1,245 @@
+"""``file:DIR``: a directory with a segmented write-ahead log, identity and promise.
+
+The directory holds ``lock``, ``identity.0``, ``identity.1``, ``promise.0``, ``promise.1`` (`durable`)
+and the log's segments ``log-<16 hex digits>.wal`` (`log`, `recovery`, `format`).
+
+One group commit does this, in this order:
+
+1. plan: room for every record, in new segments if need be; a write for which there is none is
+   refused whole, before anything of it is stored;
+2. the last promise of the group, in both copies, each synced; then its last identity, likewise. So no
+   record is on disk before a promise that was saved before it;
+3. the records, and how far slots are chosen; one fdatasync.
+
+Promises come before records that were given earlier in the same group. That is safe: nothing of the
+group was reported yet, and a promise alone forbids, it permits nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec import Struct
+from msgspec.structs import replace
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from twisted_paxos.core.ballot import NO_BALLOT, ProposalID
+from twisted_paxos.core.messages import Entry, SlotEntry
+from twisted_paxos.core.records import Identity, Recovered
+from twisted_paxos.errors import StorageDamaged, StorageError, StorageFull
+from twisted_paxos.interfaces import IDiskExecutor
+from twisted_paxos.storage.disk import LOCK_NAME, IDisk, is_full, reason
+from twisted_paxos.storage.durable import DurableObjectHandler
+from twisted_paxos.storage.log import SEGMENT_BYTES, Plan, SegmentedLog, create_files, open_log
+from twisted_paxos.storage.queued import (
+    IStorageBackend,
+    PromiseRule,
+    QueuedStorage,
+    Write,
+    check_identity,
+    last_identity,
+    log_records,
+)
+from twisted_paxos.storage.recovery import Floor
+
+log = Logger()
+
+
+class StoredIdentity(Struct, frozen=True):
+    """What ``identity.*`` hold: the identity, and how far the log was synced when it was saved."""
+
+    identity: Identity
+    log: Floor
+
+
+class StoredPromise(Struct, frozen=True):
+    """What ``promise.*`` hold: the promise, and how far the log was synced when it was saved."""
+
+    ballot: ProposalID
+    log: Floor
+
+
+def identity_object(disk: IDisk) -> DurableObjectHandler[StoredIdentity]:
+    """The identity in a directory."""
+    return DurableObjectHandler(disk, "identity", StoredIdentity)
+
+
+def promise_object(disk: IDisk) -> DurableObjectHandler[StoredPromise]:
+    """The promise in a directory."""
+    return DurableObjectHandler(disk, "promise", StoredPromise)
+
+
+@implementer(IStorageBackend)
+class FileBackend:
+    """The blocking half of `FileStorage`.
+
+    Args:
+        disk: the directory.
+        uid: the node that it must belong to.
+        segment_bytes: size of new segments.
+    """
+
+    def __init__(self, disk: IDisk, uid: str, segment_bytes: int = SEGMENT_BYTES) -> None:
+        self.log_bytes = 0
+        self.wants_upkeep = False
+        self._disk = disk
+        self._uid = uid
+        self._segment_bytes = segment_bytes
+        self._identity = identity_object(disk)
+        self._promise = promise_object(disk)
+        self._promised = NO_BALLOT
+        self._rule = PromiseRule(NO_BALLOT)
+        self._log: SegmentedLog
+
+    def recover(self, fresh_incarnation: str, cluster: str) -> Recovered:
+        """See `IAcceptorStorage`."""
+        try:
+            self._disk.open()
+            fresh = not self._disk.exists() and self._format(fresh_incarnation, cluster)
+            self._check_ours()
+            self._disk.lock()
+        except OSError as error:
+            raise self._unusable(error) from error
+        try:
+            return self._load(cluster, fresh)
+        except OSError as error:
+            self._disk.close()
+            raise self._unusable(error) from error
+        except BaseException:
+            self._disk.close()
+            raise
+
+    def _format(self, fresh_incarnation: str, cluster: str) -> bool:
+        """Make the directory; False when another process was faster."""
+        identity = Identity(self._uid, fresh_incarnation, cluster)
+        files = {LOCK_NAME: b""}
+        files |= self._identity.initial_files(StoredIdentity(identity, Floor()))
+        files |= self._promise.initial_files(StoredPromise(NO_BALLOT, Floor()))
+        files |= create_files(self._segment_bytes)
+        try:
+            self._disk.format(files)
+        except FileExistsError:
+            return False
+        log.info("{path}: made, for node {uid}", path=self._disk.path, uid=self._uid)
+        return True
+
+    def _check_ours(self) -> None:
+        """A directory of something else is left as it is, without even a lock file."""
+        if not any(name == LOCK_NAME or name.endswith((".0", ".1", ".wal")) for name in self._disk.names()):
+            raise StorageDamaged(
+                f"{self._disk.path} is not empty, and nothing in it is a node's: give another"
+            )
+
+    def _load(self, cluster: str, fresh: bool) -> Recovered:
+        stored = self._identity.load()
+        check_identity(stored.identity, self._uid, cluster, self._disk.path)
+        promise = self._promise.load()
+        promised = promise.ballot
+        floor = max(stored.log, promise.log)
+        self._log, dropped_bytes = open_log(self._disk, promised, floor, self._segment_bytes)
+        if dropped_bytes:
+            log.info(
+                "{path}: dropped {dropped} bytes of a write that a crash cut short; nobody was told of it",
+                path=self._disk.path,
+                dropped=dropped_bytes,
+            )
+        # Written again, not only read: what a failed sync left can look fine and not be on the disk.
+        self._promise.save(StoredPromise(promised, self._log.floor))
+        self._promised, self._rule = promised, PromiseRule(promised)
+        self.log_bytes = self._log.used_bytes
+        identity = replace(stored.identity, boot=stored.identity.boot + 1)
+        self._identity.save(StoredIdentity(identity, self._log.floor))
+        return Recovered(
+            identity=identity,
+            promised=promised,
+            chosen_upto=self._log.chosen_upto,
+            log_start=self._log.index.first_slot,
+            entries=self._entries(),
+            fresh=fresh,
+        )
+
+    def _entries(self) -> dict[int, Entry]:
+        slots = self._log.index.above(self._log.chosen_upto)
+        return {found.slot: Entry(found.ballot, found.value) for found in self._log.read(slots)}
+
+    def commit(self, writes: Sequence[Write], chosen_upto: int) -> list[StorageFull | None]:
+        """See `IStorageBackend`."""
+        plan = self._log.plan()
+        promised, identity = self._promised, None
+        outcomes: list[StorageFull | None] = []
+        for write in writes:
+            refusal, after = self._take(plan, write, promised)
+            outcomes.append(refusal)
+            if refusal is None and not isinstance(write, StorageFull):
+                promised, identity = after, last_identity(write, identity)
+        self._save(promised, identity)
+        self._log.execute(plan, chosen_upto)
+        self.log_bytes = self._log.used_bytes
+        self.wants_upkeep = self._log.wants_reserve
+        return outcomes
+
+    def _take(self, plan: Plan, write: Write, promised: ProposalID) -> tuple[StorageFull | None, ProposalID]:
+        """Plan one write; why it is refused, if so, and the promise behind it."""
+        if isinstance(write, StorageFull):
+            return write, promised
+        after = self._rule.after(write, promised)
+        if isinstance(after, StorageFull):
+            return after, promised
+        refusal = plan.take(log_records(write))
+        if refusal is not None:
+            self._rule.refuse(after)
+        return refusal, after
+
+    def _save(self, promised: ProposalID, identity: Identity | None) -> None:
+        if promised != self._promised:
+            self._promise.save(StoredPromise(promised, self._log.floor))
+            self._promised = promised
+        if identity is not None:
+            self._identity.save(StoredIdentity(identity, self._log.floor))
+
+    def read(self, from_slot: int, upto_slot: int, limit_bytes: int) -> list[SlotEntry]:
+        """See `IStorageBackend`."""
+        return self._log.read(range(from_slot, upto_slot + 1), limit_bytes)
+
+    def upkeep(self) -> str:
+        """Reserve the next segment ahead; see `IStorageBackend`."""
+        reserved = self._log.reserve_ahead()
+        self.wants_upkeep = False
+        return (
+            "" if reserved else "the disk is full: make room before the current log segment is full as well"
+        )
+
+    def close(self) -> None:
+        """See `IStorageBackend`."""
+        self._disk.close()
+
+    def _unusable(self, error: OSError) -> StorageError:
+        kind = StorageFull if is_full(error) else StorageError
+        return kind(f"{self._disk.path} cannot be used: {reason(error)}")
+
+
+class FileStorage(QueuedStorage):
+    """``file:DIR`` as `IAcceptorStorage`.
+
+    Args:
+        disk: the directory, real or simulated.
+        uid: the node that it must belong to.
+        executor: where blocking work runs; closed with the storage.
+        reactor: for the turn at whose end a group starts.
+        segment_bytes: size of new segments.
+        description: for status tables; ``file:`` and the disk's path unless given.
+    """
+
+    def __init__(
+        self,
+        disk: IDisk,
+        uid: str,
+        executor: IDiskExecutor,
+        reactor: IReactorTime,
+        segment_bytes: int = SEGMENT_BYTES,
+        description: str = "",
+    ) -> None:
+        backend = FileBackend(disk, uid, segment_bytes)
+        super().__init__(backend, executor, reactor, description or f"file:{disk.path}")
