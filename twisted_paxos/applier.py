@@ -44,6 +44,7 @@ class Applier:
         take_owner: gives whoever waits for a (client, sequence), once.
         applied: told (commands, log time in ms) after each slot.
         failed: told when a stored slot cannot be read or decoded.
+        stored_upto: gives the last slot whose chosen value storage certainly has.
         log_start: the first slot to apply.
 
     Attributes:
@@ -59,6 +60,7 @@ class Applier:
         take_owner: Callable[[tuple[str, int]], Any],
         applied: Callable[[Sequence[Command], int], None],
         failed: Callable[[str | Failure], None],
+        stored_upto: Callable[[], int],
         log_start: int,
     ) -> None:
         self.applied_upto = log_start - 1
@@ -70,6 +72,7 @@ class Applier:
         self._take_owner = take_owner
         self._applied = applied
         self._failed = failed
+        self._stored_upto = stored_upto
         self._backlog: deque[SlotEntry] = deque()
         self._backlog_bytes = 0
         self._reading = False
@@ -126,7 +129,11 @@ class Applier:
             self.chosen(entries)
             return
         upto = self._backlog[0].slot - 1 if self._backlog else self.target
+        upto = min(upto, self._stored_upto())
         self._reading = True
+        if upto <= self.applied_upto:
+            self._clock.callLater(RETRY_S, self._read, [])
+            return
         reading = self._storage.read_chosen(self.applied_upto + 1, upto, READ_BYTES)
         reading.addCallback(self._read)
         reading.addErrback(self._read_failed)

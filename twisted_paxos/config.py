@@ -301,7 +301,7 @@ def _cluster_of_peers(peers: Sequence[str], uid: str, observer: bool) -> Cluster
 
 
 def _built_in_cluster(uid: str, observer: bool) -> Cluster:
-    cluster = Cluster("the built-in cluster A, B, C", dict(BUILT_IN_MEMBERS), {}, {}, {})
+    cluster = Cluster("the built-in cluster", dict(BUILT_IN_MEMBERS), {}, {}, {})
     address = built_in_uid_address(uid)
     if observer and address is not None and uid not in cluster.members:
         cluster.observers[uid] = address

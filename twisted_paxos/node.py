@@ -27,7 +27,15 @@ from twisted_paxos.core.ballot import ProposalID
 from twisted_paxos.core.effects import Effects
 from twisted_paxos.core.messages import Command, Envelope, SlotEntry
 from twisted_paxos.core.replica import Replica, ReplicaSettings
-from twisted_paxos.errors import NodeStopped, PaxosError, SessionExpired, StorageError
+from twisted_paxos.core.records import Recovered
+from twisted_paxos.errors import (
+    NodeStopped,
+    Overloaded,
+    SessionExpired,
+    StorageDamaged,
+    StorageError,
+    ValueTooLarge,
+)
 from twisted_paxos.interfaces import IAcceptorStorage, INode, IResultSink
 from twisted_paxos.protocols.acceptor import AcceptorProtocol
 from twisted_paxos.protocols.base import NodeProtocol, Receiver
@@ -43,6 +51,9 @@ log = Logger()
 
 RECEIVE_BUFFER_BYTES = 4 << 20
 """What is asked of the system for the UDP port: its default holds four large datagrams."""
+
+OWN_HELD_MAX = 10_000
+"""Commands of the embedding program that may wait until its session is open."""
 
 REPORT_WAITING_S = 5.0
 """How often a node that cannot vote yet says for whom it waits."""
@@ -60,29 +71,38 @@ class _OwnSession:
         self._client = client
         self._sequence = 0
         self._waiting: dict[int, Deferred[Result]] = {}
-        self._opened: Deferred[Result] | None = None
+        self._held: list[Command] = []
+        self._opening = False
+        self._opened = False
 
     def propose(self, payload: Raw) -> Deferred[Result]:
         """Have ``payload`` chosen and applied."""
-        if self._opened is None:
-            self._opened = Deferred()
-            self._waiting[0] = self._opened
+        self._node.check_payload(payload)
+        if not self._opening:
             self._node.submit([Command(self._client, 0, 0, OPEN_SESSION)], self)
+            self._opening = True
         self._sequence += 1
         sequence = self._sequence
-        floor = min((n for n in self._waiting if n), default=sequence)
+        command = Command(self._client, sequence, min(self._waiting, default=sequence), payload)
+        if self._opened:
+            self._node.submit([command], self)
+        elif len(self._held) < OWN_HELD_MAX:
+            # Ahead of its session a command would be refused for good.
+            self._held.append(command)
+        else:
+            raise Overloaded(f"{OWN_HELD_MAX} commands wait for the session; try again later")
         result: Deferred[Result] = Deferred()
         self._waiting[sequence] = result
-        try:
-            self._node.submit([Command(self._client, sequence, floor, payload)], self)
-        except PaxosError:
-            del self._waiting[sequence]
-            raise
         return result
 
     def applied(self, results: Sequence[Result]) -> None:
         """Results from the applier."""
         for result in results:
+            if result.sequence == 0:
+                self._opened = True
+                held, self._held = self._held, []
+                self._node.submit(held, self)
+                continue
             waiting = self._waiting.pop(result.sequence, None)
             if waiting is None:
                 continue
@@ -94,9 +114,8 @@ class _OwnSession:
     def stop(self) -> None:
         """Nothing more will be applied here."""
         waiting, self._waiting = self._waiting, {}
-        for sequence, result in waiting.items():
-            if sequence:
-                result.errback(NodeStopped("the node stopped; the command may or may not be chosen"))
+        for result in waiting.values():
+            result.errback(NodeStopped("the node stopped; the command may or may not be chosen"))
 
 
 @implementer(INode)
@@ -110,10 +129,13 @@ class PersistentPaxosNode(Service):
         durable: False for storage that a restart forgets.
         entropy: gives random words (hex digits) for incarnation and start.
         random: gives numbers in [0, 1), for jitter.
-        stop: called once with one line when the node must end: its storage failed, or it may
-            not go on. What could still leave is held back before.
+        stop: called once with one line when the node must end: its storage failed. What could
+            still leave is held back before.
+        lost: called once with one line when this incarnation must end, and the node is to start
+            again as a new one: its storage turned out to be an old copy.
 
     Attributes:
+        lost: storage was here before and was set aside: set before the start.
         recovered: fires once everything that was chosen before the start is applied.
     """
 
@@ -126,6 +148,7 @@ class PersistentPaxosNode(Service):
         entropy: Callable[[], str],
         random: Callable[[], float],
         stop: Callable[[str], None],
+        lost: Callable[[str], None],
     ) -> None:
         self.uid = config.uid
         self.config = config
@@ -135,6 +158,7 @@ class PersistentPaxosNode(Service):
         self._entropy = entropy
         self._random = random
         self._stop = stop
+        self._lost = lost
         self._stopping = False
         self._timer: Any = None
         self._flush_planned = False
@@ -142,6 +166,7 @@ class PersistentPaxosNode(Service):
         self._started_s = 0.0
         self._reported_s = float("-inf")
         self._reported_leader: ProposalID | None = None
+        self.lost = False
         self._session: _OwnSession | None = None
         self._chosen_listeners: list[Callable[[int], None]] = []
 
@@ -155,7 +180,7 @@ class PersistentPaxosNode(Service):
             CannotListenError: the port is taken.
         """
         now_s = self._started_s = self._reactor.seconds()
-        recovered = self.storage.recover(self._entropy(), self.cluster)
+        recovered = self._recover()
         settings = ReplicaSettings(
             self.uid,
             tuple(self.config.members),
@@ -180,6 +205,7 @@ class PersistentPaxosNode(Service):
             self.replica.requests.applied,
             self.replica.applied,
             self._fail,
+            lambda: self.performer.stored_upto,
             recovered.log_start,
         )
         self.applier.listeners.append(self._applied)
@@ -192,6 +218,8 @@ class PersistentPaxosNode(Service):
             self._apply,
             lambda: (self.replica.log.chosen_upto, self.replica.log.log_start),
             self._fail,
+            self._end_incarnation,
+            recovered.chosen_upto,
         )
         try:
             self._listen()
@@ -213,6 +241,28 @@ class PersistentPaxosNode(Service):
         self.applier.start(recovered_upto)
         self.recovered = self.applier.when_applied(recovered_upto)
         self._tick()
+
+    def _recover(self) -> Recovered:
+        """What storage holds; if that is damaged, it is set aside, and a new incarnation begins."""
+        try:
+            return self.storage.recover(self._entropy(), self.cluster, self.lost)
+        except StorageDamaged as error:
+            place = self.storage.set_aside()
+            log.error(
+                "node {uid}: {error}; kept as {place}. It comes back without a vote, fetches what was chosen"
+                " from the others, and votes again once they have agreed to it",
+                uid=self.uid,
+                error=str(error),
+                place=place,
+            )
+            return self.storage.recover(self._entropy(), self.cluster, lost=True)
+
+    def _end_incarnation(self, reason: str) -> None:
+        """This storage is an old copy: it may not speak again."""
+        if not self._stopping:
+            log.error("node {uid}: {reason}; it comes back as a new one", uid=self.uid, reason=reason)
+            self._halt()
+            self._lost(reason)
 
     def _listen(self) -> None:
         roles = (
@@ -283,13 +333,22 @@ class PersistentPaxosNode(Service):
         if self.performer.overfull and isinstance(message, (*AcceptorProtocol.takes, *LearnerProtocol.takes)):
             self.receiver.drop("disk_behind", sender.uid)
             return Effects()
-        effects = self.replica.receive(sender, message, now_s)
+        return self._decide(lambda: self.replica.receive(sender, message, now_s))
+
+    def _receive_own(self, message: Any) -> Effects:
+        now_s = self._reactor.seconds()
+        return self._decide(lambda: self.replica.receive(self.replica.me, message, now_s))
+
+    def _decide(self, decision: Callable[[], Effects]) -> Effects:
+        """Ask the replica. A rule that does not hold ends the node: nothing may follow from it."""
+        try:
+            effects = decision()
+        except Exception:
+            self._fail(Failure())
+            return Effects()
         if self.replica.proposer.has_queue:
             self._plan_flush()
         return effects
-
-    def _receive_own(self, message: Any) -> Effects:
-        return self.replica.receive(self.replica.me, message, self._reactor.seconds())
 
     def _perform(self, effects: Effects) -> None:
         if self._stopping:
@@ -303,7 +362,9 @@ class PersistentPaxosNode(Service):
             return
         now_s = self._reactor.seconds()
         self.replica.disk_waiting_since_s = self.performer.waiting_since_s
-        self.performer.perform(self.replica.tick(now_s))
+        self.performer.perform(self._decide(lambda: self.replica.tick(now_s)))
+        if self._stopping:
+            return
         self._report(now_s)
         self._rearm()
 
@@ -327,11 +388,10 @@ class PersistentPaxosNode(Service):
         waiting = self.replica.formation.waiting_for
         if waiting and now_s - self._started_s > 1 and now_s - self._reported_s > REPORT_WAITING_S:
             self._reported_s = now_s
-            replaced = self.replica.formation.replaced
-            reason = "they know another life of this node" if replaced else "first start"
+            lost = self.replica.formation.identity.lost
             log.info(
                 "no vote yet ({reason}): waiting for {names}; start them, or check --peer",
-                reason=reason,
+                reason="its storage was lost: a member must say who votes" if lost else "first start",
                 names=", ".join(waiting),
             )
 
@@ -352,7 +412,15 @@ class PersistentPaxosNode(Service):
     def _flush(self) -> None:
         self._flush_planned = False
         if not self._stopping:
-            self._perform(self.replica.flush(self._reactor.seconds()))
+            now_s = self._reactor.seconds()
+            self._perform(self._decide(lambda: self.replica.flush(now_s)))
+
+    @staticmethod
+    def check_payload(payload: Raw) -> None:
+        """Raises `ValueTooLarge` when a command's payload is over the limit."""
+        if len(payload) > limits.PAYLOAD_MAX_BYTES:
+            limit = limits.VALUE_MAX_BYTES
+            raise ValueTooLarge(f"a value of {len(payload):,} bytes; the limit is {limit:,}")
 
     def forget(self, sink: IResultSink) -> None:
         """See `INode.forget`."""
@@ -379,8 +447,10 @@ class PersistentPaxosNode(Service):
     # -- chosen slots
 
     def _apply(self, entries: Sequence[SlotEntry]) -> None:
-        self.storage.note_chosen(entries[-1].slot)
-        self.applier.chosen(entries)
+        try:
+            self.applier.chosen(entries)
+        except Exception:
+            self._fail(Failure())
 
     def _applied(self, slot: int, ballot: ProposalID, commands: Sequence[Command]) -> None:
         if self.config.print_chosen:
@@ -402,10 +472,10 @@ class PersistentPaxosNode(Service):
 
     def read_log(self, from_slot: int, limit_bytes: int) -> Deferred[list[SlotEntry]]:
         """See `INode.read_log`."""
-        chosen_upto = self.replica.log.chosen_upto
-        if from_slot > chosen_upto:
+        stored_upto = self.performer.stored_upto
+        if from_slot > stored_upto:
             return succeed([])
-        return self.storage.read_chosen(from_slot, chosen_upto, min(limit_bytes, limits.FETCH_BYTES))
+        return self.storage.read_chosen(from_slot, stored_upto, min(limit_bytes, limits.FETCH_BYTES))
 
     # -- for people
 

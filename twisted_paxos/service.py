@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import random
 import secrets
+from collections.abc import Callable
 from typing import Any
 
 from twisted.application.service import IService, Service
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.internet.endpoints import serverFromString
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from twisted_paxos.config import NodeConfig
 from twisted_paxos.errors import PaxosError
+from twisted_paxos.interfaces import IAcceptorStorage
 from twisted_paxos.node import PersistentPaxosNode
 from twisted_paxos.protocols.clientport import ClientPort
 from twisted_paxos.storage.providers import find_provider
@@ -25,22 +28,54 @@ INCARNATION_BYTES = 8
 class NodeService(Service):
     """A node with its client port.
 
+    When the storage of the node turns out to be an old copy, that incarnation ends: its storage
+    is set aside, and the node starts again, in this process, as a new incarnation.
+
     Args:
         reactor: everything runs on it.
-        node: the node.
-        client_endpoint: Twisted server endpoint string for clients.
+        config: the node's.
+        open_storage: makes the node's storage object, not yet recovered.
+        durable: False for storage that a restart forgets.
+        entropy: gives random words for incarnation and start.
+        random: gives numbers in [0, 1), for jitter.
 
     Attributes:
+        node: the present one.
         failed: fails, once, when the node cannot go on.
     """
 
-    def __init__(self, reactor: Any, node: PersistentPaxosNode, client_endpoint: str) -> None:
-        self.node = node
+    def __init__(
+        self,
+        reactor: Any,
+        config: NodeConfig,
+        open_storage: Callable[[], IAcceptorStorage],
+        durable: bool,
+        entropy: Callable[[], str],
+        random: Callable[[], float],
+    ) -> None:
         self.failed: Deferred[None] = Deferred()
         self._reactor = reactor
-        self._client_endpoint = client_endpoint
-        self._client_port = ClientPort(node, reactor, node.cluster)
+        self._config = config
+        self._open_storage = open_storage
+        self._durable = durable
+        self._entropy = entropy
+        self._random = random
         self._listening: Any = None
+        self._reviving: Deferred[None] | None = None
+        self._make()
+
+    def _make(self) -> None:
+        self.node = PersistentPaxosNode(
+            self._reactor,
+            self._config,
+            self._open_storage(),
+            self._durable,
+            self._entropy,
+            self._random,
+            self._fail,
+            self._lost,
+        )
+        self._client_port = ClientPort(self.node, self._reactor, self.node.cluster)
 
     def startService(self) -> Deferred[None]:
         """Start the node; fires when clients can connect.
@@ -58,24 +93,50 @@ class NodeService(Service):
         await self.node.recovered
         if not self.running:
             return
-        endpoint = serverFromString(self._reactor, self._client_endpoint)
+        endpoint = serverFromString(self._reactor, self._config.client)
         self._listening = await endpoint.listen(self._client_port)
-        log.info("node {uid} is ready: clients at {where}", uid=self.node.uid, where=self._client_endpoint)
+        log.info("node {uid} is ready: clients at {where}", uid=self.node.uid, where=self._config.client)
 
     def stopService(self) -> Deferred[Any]:
         """Stop; fires when ports are closed and storage is synced."""
         super().stopService()
+        ending = self._stop_node()
+        if self._reviving is not None:
+            reviving, self._reviving = self._reviving, None
+            return gatherResults([ending, reviving], consumeErrors=True)
+        return ending
+
+    def _stop_node(self) -> Deferred[Any]:
         endings: list[Any] = []
         if self._listening is not None:
-            endings.append(self._listening.stopListening())
+            endings.append(maybeDeferred(self._listening.stopListening))
+            self._listening = None
             self._client_port.close_all()
         endings.append(self.node.stopService())
-        return gatherResults([e for e in endings if e is not None], consumeErrors=True)
+        return gatherResults(endings, consumeErrors=True)
 
-    def fail(self, reason: str) -> None:
+    def _fail(self, reason: str) -> None:
         """The node cannot go on."""
         if not self.failed.called:
             self.failed.errback(PaxosError(reason))
+
+    def _lost(self, reason: str) -> None:
+        """The incarnation cannot go on; the node can."""
+        self._reviving = Deferred.fromCoroutine(self._revive())
+        self._reviving.addErrback(self._not_revived)
+
+    async def _revive(self) -> None:
+        await self._stop_node()
+        place = self.node.storage.set_aside()
+        log.info("the old storage of node {uid} is kept as {place}", uid=self.node.uid, place=place)
+        if self.running:
+            self._make()
+            self.node.lost = True
+            await self.startService()
+
+    def _not_revived(self, failure: Failure) -> None:
+        if self.running:
+            self._fail(failure.getErrorMessage())
 
 
 def build_service(reactor: Any, config: NodeConfig) -> IService:
@@ -85,14 +146,11 @@ def build_service(reactor: Any, config: NodeConfig) -> IService:
         ConfigError: the storage cannot be understood.
     """
     provider, location = find_provider(config.storage)
-    node = PersistentPaxosNode(
+    return NodeService(
         reactor,
         config,
-        provider.open(location, config.uid, reactor),
+        lambda: provider.open(location, config.uid, reactor),
         provider.durable,
         lambda: secrets.token_hex(INCARNATION_BYTES),
         random.random,
-        lambda reason: service.fail(reason),
     )
-    service = NodeService(reactor, node, config.client)
-    return service

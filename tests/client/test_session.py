@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, succeed
@@ -243,6 +244,63 @@ class FailOverTests(ClientCase):
         self.nodes[0].seen.clear()
         self.assertEqual(1, self.finish(client.propose("x")).sequence)
         self.assertNotEqual(old, client.session_id)
+
+
+class ChaosTests(ClientCase):
+    """Random faults."""
+
+    def test_each_value_once(self) -> None:
+        """Whatever breaks, a result names the place where its value is, and no value has two numbers."""
+        for seed in range(20):
+            with self.subTest(seed=seed):
+                self.setUp()
+                self.play(random.Random(seed))
+
+    def play(self, rng: random.Random) -> None:
+        """Propose while connections break, nodes hold back, refuse, and are away."""
+        client = self.connect(window=rng.choice((1, 5, 50)))
+        outcomes: dict[int, Any] = {}
+        running = client.propose_many(map(str, range(300)), outcomes.__setitem__, timeout_s=20.0)
+        away: dict[int, Any] = {}
+        for _ in range(60):
+            self.disturb(rng, away)
+            self.network.run(rng.choice((0.0, 0.02, 0.3)))
+        self.network.ports.update(away)
+        for node in self.nodes:
+            node.refuse = None
+            node.release()
+        self.assertEqual(300, self.finish(running, 25))
+        self.check(outcomes)
+
+    def disturb(self, rng: random.Random, away: dict[int, Any]) -> None:
+        """One fault, or the end of one."""
+        node, number = rng.choice(self.nodes), rng.choice((5100, 5101, 5102))
+        node.refuse = rng.choice((None, None, Overloaded("full"), Unavailable("stopping")))
+        if rng.random() < 0.5:
+            node.release()
+        else:
+            node.hold = True
+        if number in away:
+            self.network.ports[number] = away.pop(number)
+        elif rng.random() < 0.3:
+            away[number] = self.network.kill(number)
+        else:
+            self.network.cut(number)
+
+    def check(self, outcomes: dict[int, Any]) -> None:
+        """What was told agrees with the log."""
+        entries = [value_of(entry).commands for entry in self.nodes[0].entries]
+        numbers: dict[Any, set[int]] = {}
+        for command in (command for commands in entries for command in commands):
+            numbers.setdefault(payload_of(command), set()).add(command.sequence)
+        for number in range(300):
+            self.assertLessEqual(len(numbers.get(str(number), ())), 1)
+            outcome = outcomes[number]
+            if isinstance(outcome, Result):
+                command = entries[outcome.slot - 1][outcome.index]
+                self.assertEqual((str(number), outcome.sequence), (payload_of(command), command.sequence))
+            elif not isinstance(outcome, OutcomeUnknown):
+                self.assertNotIn(str(number), numbers, outcome)
 
 
 class TimeoutTests(ClientCase):

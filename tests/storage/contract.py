@@ -12,7 +12,7 @@ from zope.interface.verify import verifyClass, verifyObject
 from twisted_paxos.core.ballot import NO_BALLOT, ProposalID
 from twisted_paxos.core.messages import Entry
 from twisted_paxos.core.records import Identity, SaveAccepted, SaveChosen, SaveIdentity, SavePromise
-from twisted_paxos.errors import StorageDamaged, StorageFailed, StorageLocked
+from twisted_paxos.errors import StorageDamaged, StorageError, StorageFailed, StorageLocked
 from twisted_paxos.interfaces import IAcceptorStorage
 
 CLUSTER = "abc"
@@ -81,6 +81,11 @@ class StorageContract:
         self.assertEqual(found.identity, Identity("A", "one", CLUSTER, boot=1))
         self.assertEqual((found.promised, found.chosen_upto, found.log_start), (NO_BALLOT, 0, 1))
         self.assertEqual((found.entries, found.fresh), ({}, True))
+        self.assertFalse(found.identity.lost)
+
+    def test_lost(self) -> None:
+        """Storage made in the place of lost storage says so."""
+        self.assertTrue(self.make().recover("one", CLUSTER, lost=True).identity.lost)
 
     def test_never_fires_inside_the_call(self) -> None:
         """A write's Deferred fires in a later turn, also when there is nothing to write."""
@@ -238,7 +243,13 @@ class DurableContract(StorageContract):
         """A saved identity is found again, with the next boot."""
         storage = self.started()
         identity = Identity(
-            "A", "one", CLUSTER, 1, True, {uid: f"incarnation-{uid}" for uid in "ABCDE"}, {"x": (3, "abc")}
+            "A",
+            "one",
+            CLUSTER,
+            boot=1,
+            formed=True,
+            members={uid: f"incarnation-{uid}" for uid in "ABCDE"},
+            boots={"x": (3, "abc")},
         )
         self.settle(storage.write([SaveIdentity(identity)]))
         _, found = self.restarted(storage)
@@ -251,7 +262,9 @@ class DurableContract(StorageContract):
         """An identity that needs more than one block is kept as well."""
         storage = self.started()
         boots = {f"incarnation-{number:032}": (number, "boot") for number in range(500)}
-        self.settle(storage.write([SaveIdentity(Identity("A", "one", CLUSTER, 1, True, {}, boots))]))
+        self.settle(
+            storage.write([SaveIdentity(Identity("A", "one", CLUSTER, boot=1, formed=True, boots=boots))])
+        )
         _, found = self.restarted(storage)
         self.assertEqual(found.identity.boots, boots)
 
@@ -265,6 +278,44 @@ class DurableContract(StorageContract):
         """Another cluster's storage is refused; after that the right one opens it."""
         self.settle(self.started().close())
         self.assertRaises(StorageDamaged, self.make().recover, "x", "other")
+        self.assertEqual(self.make().recover("x", CLUSTER).identity.boot, 2)
+
+    def test_set_aside(self) -> None:
+        """What was set aside is not found again; new storage in its place knows that it was lost."""
+        storage = self.started()
+        self.settle(storage.write([SavePromise(FIRST), accepted(1)]))
+        self.assertRaises(StorageLocked, self.make().set_aside)
+        self.settle(storage.close())
+        where = storage.set_aside()
+        self.assertTrue(where.endswith(".set-aside"))
+        again = self.make()
+        found = again.recover("two", CLUSTER, lost=True)
+        self.assertEqual((found.identity.incarnation, found.identity.lost, found.fresh), ("two", True, True))
+        self.assertEqual((found.promised, found.entries), (NO_BALLOT, {}))
+        self.settle(again.close())
+        self.assertTrue(self.make().recover("three", CLUSTER).identity.lost)
+
+    def test_set_aside_twice(self) -> None:
+        """What was kept before is replaced; nothing is there to be moved is no error."""
+        self.make().set_aside()
+        for _ in range(2):
+            self.settle(self.started().close())
+            self.make().set_aside()
+        self.assertTrue(self.make().recover("x", CLUSTER).fresh)
+
+    def test_set_aside_is_remembered(self) -> None:
+        """A process that dies after `set_aside`, before `recover`, leaves a trace: the storage was lost."""
+        self.settle(self.started().close())
+        self.make().set_aside()
+        self.assertTrue(self.make().recover("two", CLUSTER).identity.lost)
+
+    def test_set_aside_spares_others(self) -> None:
+        """Storage of another node or cluster is in order, and stays where it is."""
+        self.settle(self.started().close())
+        self.assertRaises(StorageError, self.make("B").set_aside)
+        other = self.make()
+        self.assertRaises(StorageDamaged, other.recover, "x", "other")
+        self.assertRaises(StorageError, other.set_aside)
         self.assertEqual(self.make().recover("x", CLUSTER).identity.boot, 2)
 
     def test_second_open_is_refused(self) -> None:

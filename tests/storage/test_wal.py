@@ -201,7 +201,7 @@ class CrashTests(SynchronousTestCase):
                 record = accepted(slot, asked_promise, 300 * round_number)
                 records.append(record)
                 asked.setdefault(slot, []).append(bytes(record.value))
-            records.append(SaveIdentity(Identity("A", "one", CLUSTER, 1, formed=True)))
+            records.append(SaveIdentity(Identity("A", "one", CLUSTER, boot=1, formed=True)))
             node.storage.note_chosen(round_number)
             if node.write(*records) == "done":
                 promised = asked_promise
@@ -483,7 +483,9 @@ class DamageTests(SynchronousTestCase):
         """A directory of something else is refused and left as it is."""
         disk = SimulatedDisk()
         disk.restore({"letter.txt": b"Dear ..."})
-        self.assertRaises(StorageDamaged, Node(disk).start)
+        error = self.assertRaises(StorageError, Node(disk).start)
+        self.assertNotIsInstance(error, StorageDamaged)
+        self.assertRaises(StorageError, Node(disk).storage.set_aside)
         self.assertEqual(disk.names(), ["letter.txt"])
 
     def test_wiped_is_fresh(self) -> None:

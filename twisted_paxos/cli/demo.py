@@ -224,7 +224,8 @@ class _Demo:
         values = len(self._proposed)
         self._say(
             f"Done in {elapsed_s:.1f} s: {values} values in {slots} slots, nothing lost; "
-            f"ready in {ready_s:.2f} s, fail-over {gap_s:.2f} s, catch-up {caught_up_s:.2f} s; all nodes stopped",
+            f"ready in {ready_s:.2f} s, fail-over {gap_s:.2f} s, catch-up {caught_up_s:.2f} s; "
+            "all nodes stopped",
             "bold",
         )
         return {

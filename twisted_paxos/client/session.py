@@ -16,8 +16,6 @@ from collections.abc import AsyncIterable, Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Final
 
-import msgspec
-from msgspec import Raw
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
@@ -25,8 +23,9 @@ from twisted.python.failure import Failure as TwistedFailure
 
 from twisted_paxos.client.connection import ClientConnection, ask_status, backoff_s, open_connection
 from twisted_paxos.client.logreader import LogReader
+from twisted_paxos.client.payloads import encode_value
 from twisted_paxos.client.pending import WINDOW_COMMANDS, Outcome, Pending, Proposal
-from twisted_paxos.core import limits
+from twisted_paxos.client.stream import ProposalStream
 from twisted_paxos.core.messages import Command
 from twisted_paxos.errors import (
     ConfigError,
@@ -37,10 +36,8 @@ from twisted_paxos.errors import (
 )
 from twisted_paxos.statemachine.commands import (
     OPEN_SESSION,
-    BinaryValue,
     NodeStatus,
     Result,
-    encode_opaque,
 )
 from twisted_paxos.wire.client import Failure, Response, Results, Submit
 
@@ -198,7 +195,11 @@ class Client:
         Fires with the number of values, once each has its outcome. Cancelling it, or an error in
         ``on_outcome``, ends it at once; what was sent may be chosen all the same.
         """
-        return Deferred.fromCoroutine(_Many(self, on_outcome, timeout_s).run(values))
+
+        def add(value: str | bytes, finish: Callable[[Outcome], None]) -> None:
+            self._add(value, timeout_s, finish)
+
+        return Deferred.fromCoroutine(ProposalStream(add, self._wait_for_room, on_outcome).run(values))
 
     def status(self) -> Deferred[NodeStatus]:
         """The status of the node that this client uses or, when it does not answer, of the next that does.
@@ -424,6 +425,8 @@ class Client:
             waiter: Deferred[None] = Deferred()
             self._room_waiters.append(waiter)
             await waiter
+        if self._closed:
+            raise Unavailable("the client was closed")
 
     # -- answers ---------------------------------------------------------------------------------
 
@@ -506,88 +509,6 @@ class Client:
 
     def _random_id(self) -> str:
         return f"{self._rng.getrandbits(64):016x}"
-
-
-class _Many:
-    """One `Client.propose_many` in progress."""
-
-    def __init__(
-        self, client: Client, on_outcome: Callable[[int, Outcome], None], timeout_s: float | None
-    ) -> None:
-        self._client = client
-        self._on_outcome = on_outcome
-        self._timeout_s = timeout_s
-        self._started = 0
-        self._finished = 0
-        self._stopped = False
-        self._done: Deferred[None] = Deferred()
-        self._all_started = False
-
-    async def run(self, values: Iterable[str | bytes] | AsyncIterable[str | bytes]) -> int:
-        """Propose all of ``values``; the number of them."""
-        try:
-            if isinstance(values, AsyncIterable):
-                async for value in values:
-                    await self._start(value)
-            else:
-                for value in values:
-                    await self._start(value)
-            self._all_started = True
-            self._check_done()
-            await self._done
-        finally:
-            self._stopped = True
-        return self._started
-
-    async def _start(self, value: str | bytes) -> None:
-        client = self._client
-        if not client._pending.has_room:
-            await client._wait_for_room()
-        if self._done.called:
-            await self._done
-        if client._closed:
-            raise Unavailable("the client was closed")
-        number = self._started
-        self._started += 1
-        finish = partial(self._finish, number)
-        try:
-            client._add(value, self._timeout_s, finish)
-        except PaxosError as error:
-            finish(error)
-
-    def _finish(self, number: int, outcome: Outcome) -> None:
-        self._finished += 1
-        if self._stopped:
-            return
-        try:
-            self._on_outcome(number, outcome)
-        except Exception:
-            self._stopped = True
-            self._done.errback()
-            return
-        self._check_done()
-
-    def _check_done(self) -> None:
-        if self._all_started and self._finished == self._started and not self._done.called:
-            self._done.callback(None)
-
-
-def encode_value(value: str | bytes) -> Raw:
-    """The payload of ``value``, which is at most ``limits.VALUE_MAX_BYTES`` long.
-
-    Raises:
-        ValueTooLarge: it is longer.
-    """
-    data = value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
-    if len(data) > limits.VALUE_MAX_BYTES:
-        raise ValueTooLarge(
-            f"a value of {len(data):,} bytes is over the limit of {limits.VALUE_MAX_BYTES:,}; split it"
-        )
-    payload = encode_opaque(data)
-    if len(payload) > limits.PAYLOAD_MAX_BYTES:
-        # Text full of control characters grows sixfold in JSON; base64 grows by a third at most.
-        payload = Raw(msgspec.json.encode(BinaryValue(data)))
-    return payload
 
 
 def _nobody(problems: str) -> str:

@@ -46,10 +46,11 @@ class Effects:
             and everything that was given to storage before them.
         chosen: slots to apply, in order, without a gap.
         reads: answers that storage has.
-        stop: the node must stop with this line; empty otherwise.
+        lost: this incarnation may not go on, and why: its storage is not what it once was. The node
+            must set it aside and come back as a new incarnation. Empty otherwise.
     """
 
-    __slots__ = ("chosen", "reads", "records", "replies", "sends", "stop")
+    __slots__ = ("chosen", "lost", "reads", "records", "replies", "sends")
 
     def __init__(
         self,
@@ -62,7 +63,7 @@ class Effects:
         self.replies: list[Send] = list(replies)
         self.chosen: list[SlotEntry] = []
         self.reads: list[ReadChosen] = []
-        self.stop = ""
+        self.lost = ""
 
     def add(self, other: Effects) -> None:
         """Take over what ``other`` asks for, after what is here."""
@@ -71,10 +72,10 @@ class Effects:
         self.replies += other.replies
         self.chosen += other.chosen
         self.reads += other.reads
-        self.stop = self.stop or other.stop
+        self.lost = self.lost or other.lost
 
     def __bool__(self) -> bool:
-        return bool(self.records or self.sends or self.replies or self.chosen or self.reads or self.stop)
+        return bool(self.records or self.sends or self.replies or self.chosen or self.reads or self.lost)
 
     def __repr__(self) -> str:
         parts = [f"{name}={getattr(self, name)!r}" for name in self.__slots__ if getattr(self, name)]

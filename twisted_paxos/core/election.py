@@ -77,6 +77,7 @@ class Election:
         self._heard: dict[str, Heard] = {}
         self._probe_sent_s: dict[int, float] = {}
         self._leader_heard_s = float("-inf")
+        self._votes_heard_s: dict[str, float] = {}
         self._next_round_s = now_s
         self._next_probe_s = now_s
         self._take_over_at_s: float | None = None
@@ -98,6 +99,8 @@ class Election:
             # From when the probe was sent, not from when the answer came: it may have been slow.
             reached_s = max(reached_s, self._probe_sent_s.get(answers_round, float("-inf")))
         self._heard[uid] = Heard(status, now_s, reached_s, voter)
+        if voter:
+            self._votes_heard_s[uid] = now_s
         if status.leading and status.leader_works:
             self.heard_leader(status.ballot, now_s)
 
@@ -108,10 +111,18 @@ class Election:
             self.leader = ballot
             self._leader_heard_s = now_s
 
-    def hold(self, now_s: float) -> None:
-        """Another take-over is under way (a promise was given): leave it its time."""
-        wait_s = self.heartbeat_s * (TAKE_OVER_HEARTBEATS + JITTER_HEARTBEATS * self._random())
-        self._hold_until_s = max(self._hold_until_s, now_s + wait_s)
+    def hold(self, now_s: float, failed: bool = False) -> None:
+        """Leave a take-over its time: another's (a promise was given), or, after one's own failed, any.
+
+        Whoever failed waits longer than those that it made wait: else it would win each race, and
+        fail again, as a node that is far behind does.
+        """
+        heartbeats = TAKE_OVER_HEARTBEATS * (2 if failed else 1) + JITTER_HEARTBEATS * self._random()
+        self._hold_until_s = max(self._hold_until_s, now_s + self.heartbeat_s * heartbeats)
+
+    def voter_silent_s(self, uid: str, now_s: float) -> float:
+        """For how long no voting incarnation of ``uid`` was heard, whatever else of it was."""
+        return now_s - self._votes_heard_s.get(uid, float("-inf"))
 
     def forget(self, uid: str) -> None:
         """Drop what was heard of a node that is no longer known."""

@@ -1,29 +1,37 @@
-"""Who is who: incarnations, starts, and the first formation of a cluster (DESIGN.md section 6).
+"""Who is who: incarnations, starts, the first formation of a cluster, and the way back in.
 
 A node with fresh storage votes only after **every** other configured member has durably
 recorded its incarnation. So a member that lost its storage can never pass for a new one: some
-other member knows the incarnation that it had, and says so.
+other member knows the incarnation that it had, and says so (DESIGN.md section 6).
 
-Must always hold, for two nodes that are formed: both name the same incarnation for every
-member. Why: X is formed only if each Y answered, to a question that X asked after it had
-recorded Y's present incarnation, that Y's record of X is X's present incarnation; and a
-formed node never changes its record (only a Replace does, through the log). An unformed Y
-may change its record of X for a later life of X, or, by a delayed Join, back to an earlier
-one; but then it asks again with a new nonce, which a dead life cannot answer.
+Must always hold, for two nodes that are formed: both name the same founding incarnation for
+every member. X is formed with the whole record M only if every other member said, in answer to a
+question that X asked after its own record had become M (each change makes a new nonce), that
+its record is M too. Suppose that Z is formed with another record N, and not before X. Z said M
+after X asked, and X said N after Z asked. From X's asking on its record is M for ever, so X said
+N before it asked, hence before Z said M; so Z said M after Z had asked, from when on its record is
+N for ever. So M is N. A formed node never changes its record: only a Replace does, in the log.
+
+A node whose storage was lost comes back as a new incarnation. It learns that the cluster is
+formed without it, catches up without a vote, and asks the leader for a `Replace`.
 """
 
 from __future__ import annotations
 
 import msgspec
 
+from twisted_paxos.core.ballot import NO_BALLOT, ProposalID
 from twisted_paxos.core.effects import Effects, Send
-from twisted_paxos.core.messages import Join, Joined, Refused, Sender
+from twisted_paxos.core.messages import Heartbeat, HeartbeatReply, Join, Joined, Refused, Sender, Status
+from twisted_paxos.core.quorum import Membership
 from twisted_paxos.core.records import Identity, SaveIdentity
 
 NONCES_PER_BOOT = 1 << 32
 
+LOST_REASON_CHARS = 200
 
-class _BootRecorded(msgspec.Struct, frozen=True):
+
+class BootRecorded(msgspec.Struct, frozen=True):
     """Sent by a node to itself once a peer's start is durable; never on the wire."""
 
     uid: str
@@ -32,48 +40,70 @@ class _BootRecorded(msgspec.Struct, frozen=True):
     boot_id: str
 
 
+class _Reported:
+    """What an incarnation has said that it holds: all of it was durable before it said so."""
+
+    __slots__ = ("promised", "upto")
+
+    def __init__(self) -> None:
+        self.promised = NO_BALLOT
+        self.upto = 0
+
+
 class Formation:
-    """This node's identity, what it knows of the others', and the way to the first formation.
+    """This node's identity, what it knows of the others', and the way to a vote.
 
     Args:
         identity: as recovered.
-        voters: the configured ids.
+        membership: the voting incarnations; loaded from the identity here, and changed by the log.
         boot_id: random, of this start.
         interval_s: how often unanswered Joins are repeated.
     """
 
-    takes = (Join, Joined, Refused, _BootRecorded)
+    takes = (Join, Joined, Refused, BootRecorded)
 
-    def __init__(self, identity: Identity, voters: tuple[str, ...], boot_id: str, interval_s: float) -> None:
-        members = {**identity.members}
-        if identity.uid in voters:
+    def __init__(self, identity: Identity, membership: Membership, boot_id: str, interval_s: float) -> None:
+        self.membership = membership
+        members = dict(identity.members)
+        if identity.uid in membership.voters and not identity.formed:
             members.setdefault(identity.uid, identity.incarnation)
         self.identity = msgspec.structs.replace(identity, members=members)
+        if identity.formed:
+            membership.load(identity.sets)
         self.me = Sender(identity.uid, identity.incarnation, identity.boot, boot_id)
-        self.voters = voters
-        self.replaced = False
         self._interval_s = interval_s
         self._nonce = identity.boot * NONCES_PER_BOOT
         self._answers: set[str] = set()
         self._next_join_s = 0.0
         self._recorded = dict(identity.boots)
         self._recording: dict[str, tuple[int, str]] = {}
+        self._reported: dict[str, _Reported] = {}
 
     @property
     def is_voter(self) -> bool:
-        """Whether this incarnation is one of the voting members."""
-        return self.identity.formed and self.identity.members.get(self.me.uid) == self.me.incarnation
+        """Whether this incarnation is a voting member."""
+        return self.membership.formed and self.membership.is_member(self.me)
+
+    @property
+    def needs_replace(self) -> bool:
+        """Whether the cluster was formed with another life of this node."""
+        configured = self.me.uid in self.membership.voters
+        return configured and self.identity.formed and not self.is_voter
 
     @property
     def waiting_for(self) -> tuple[str, ...]:
         """Members that must still answer before the first formation is complete."""
-        if self.identity.formed or self.me.uid not in self.voters:
+        if self.identity.formed or self.me.uid not in self.membership.voters:
             return ()
-        return tuple(uid for uid in self.voters if uid != self.me.uid and uid not in self._answers)
+        return tuple(u for u in self.membership.voters if u != self.me.uid and u not in self._answers)
 
     def _save(self, **changes: object) -> SaveIdentity:
         self.identity = msgspec.structs.replace(self.identity, **changes)
         return SaveIdentity(self.identity)
+
+    def save_sets(self) -> SaveIdentity:
+        """The record that makes the present sets durable; stored before any later vote."""
+        return self._save(sets=self.membership.sets)
 
     # -- formation
 
@@ -85,30 +115,27 @@ class Formation:
             return self.on_joined(sender, message)
         if isinstance(message, Refused):
             return self.on_refused(message)
-        assert isinstance(message, _BootRecorded)
+        assert isinstance(message, BootRecorded)
         self._on_boot_recorded(message)
         return Effects()
 
     def tick(self, now_s: float) -> Effects:
         """Ask those that have not answered."""
         effects = Effects()
-        if self.identity.formed or now_s < self._next_join_s:
+        if self.deadline_s is None or now_s < self._next_join_s:
             return effects
         self._next_join_s = now_s + self._interval_s
-        if self.me.uid not in self.voters:
-            # An observer has nothing to form; it only needs to be known to the others.
-            return effects
         effects.add(self._complete())
-        if self.waiting_for:
-            effects.sends.append(Send(self.waiting_for, Join(self._nonce)))
+        if not self.identity.formed:
+            # Observers and lost nodes ask as well: any formed member tells them who founded it.
+            to = self.waiting_for or tuple(u for u in self.membership.voters if u != self.me.uid)
+            effects.sends.append(Send(to, Join(self._nonce)))
         return effects
 
     @property
     def deadline_s(self) -> float | None:
         """When `tick` wants to be called."""
-        if self.identity.formed or self.me.uid not in self.voters:
-            return None
-        return self._next_join_s
+        return None if self.identity.formed else self._next_join_s
 
     def _record(self, sender: Sender) -> Effects:
         """Record the sender's incarnation, while this node is not formed."""
@@ -120,11 +147,14 @@ class Formation:
         return Effects(records=[self._save(members=members)])
 
     def on_join(self, sender: Sender, message: Join) -> Effects:
-        """Another member asks to be recorded; the answer leaves when the record is durable."""
-        if self.me.uid not in self.voters or sender.uid not in self.voters or sender.uid == self.me.uid:
+        """Another node asks to be recorded; the answer leaves when the record is durable."""
+        if self.me.uid not in self.membership.voters or sender.uid == self.me.uid:
             return Effects()
         effects = Effects()
         if not self.identity.formed:
+            if self.identity.lost or sender.uid not in self.membership.voters:
+                # This node cannot say that nothing was formed: its earlier life may have been in it.
+                return effects
             effects.add(self._record(sender))
         answer = Joined(message.nonce, self.identity.formed, self.identity.members)
         effects.replies.append(Send((sender.uid,), answer))
@@ -132,52 +162,74 @@ class Formation:
 
     def on_joined(self, sender: Sender, message: Joined) -> Effects:
         """A member says what it has recorded."""
-        if self.identity.formed or message.nonce != self._nonce or sender.uid not in self.voters:
-            return Effects()
-        if message.members.get(self.me.uid) != self.me.incarnation:
-            # It is formed with an earlier life of this node: only a Replace lets this one vote.
-            self.replaced = self.replaced or message.formed
+        if self.identity.formed or message.nonce != self._nonce or sender.uid not in self.membership.voters:
             return Effects()
         if message.formed:
+            # With this incarnation among the founders it votes; without, it needs a Replace.
             return self._form(message.members)
         effects = self._record(sender)
-        if not effects:
+        if effects:
+            self._next_join_s = 0.0
+        elif message.members == self.identity.members and set(message.members) == set(self.membership.voters):
             self._answers.add(sender.uid)
             effects.add(self._complete())
-        else:
-            self._next_join_s = 0.0
         return effects
 
     def _complete(self) -> Effects:
-        if self.waiting_for:
+        if self.identity.lost or self.waiting_for or self.me.uid not in self.membership.voters:
             return Effects()
         return self._form(self.identity.members)
 
-    def _form(self, members: dict[str, str]) -> Effects:
-        if set(members) != set(self.voters):
+    def _form(self, founders: dict[str, str]) -> Effects:
+        if set(founders) != set(self.membership.voters):
             return Effects()
-        return Effects(records=[self._save(formed=True, members=dict(members))])
+        self.membership.load([(1, founders)])
+        save = self._save(formed=True, members=dict(founders), sets=self.membership.sets)
+        return Effects(records=[save])
 
     # -- starts
 
-    def admit(self, sender: Sender) -> tuple[bool, Effects]:
+    def reported(self, sender: Sender, promised: ProposalID, upto: int = 0) -> None:
+        """``sender`` said, by a Promise or an Accepted, that this is durable at it."""
+        known = self._reported.setdefault(sender.incarnation, _Reported())
+        if promised > known.promised:
+            known.promised = promised
+        if upto > known.upto:
+            known.upto = upto
+
+    def admit(self, sender: Sender, message: object) -> tuple[bool, Effects]:
         """Whether to listen to this start of a member, and what to say or save otherwise.
 
         A start counts only once it is recorded durably here: then no older copy of the same
-        storage, brought back later, can speak in its place.
+        storage, brought back later, can speak in its place. Its first heartbeat must show that
+        its storage holds what that incarnation once reported.
         """
         if sender.uid == self.me.uid:
             return sender == self.me, Effects()
-        if self.identity.members.get(sender.uid) != sender.incarnation:
+        if not self.membership.is_member(sender):
             return True, Effects()
         known = self._recorded.get(sender.incarnation)
         start = (sender.boot, sender.boot_id)
         if start == known:
             return True, Effects()
         if known is not None and sender.boot <= known[0]:
-            refusal = Refused(sender.incarnation, sender.boot, sender.boot_id, known[0])
-            return False, Effects(sends=[Send((sender.uid,), refusal)])
+            return False, _refuse(sender, f"a peer has seen start {known[0]}, this is start {sender.boot}")
+        if not isinstance(message, (Heartbeat, HeartbeatReply)):
+            return False, Effects()
+        missing = self._missing(sender, message.status)
+        if missing:
+            return False, _refuse(sender, missing)
         return False, self._record_boot(sender)
+
+    def _missing(self, sender: Sender, status: Status) -> str:
+        reported = self._reported.get(sender.incarnation)
+        if reported is None:
+            return ""
+        if status.recovered_promised < reported.promised:
+            return f"it promised {reported.promised} and now knows of {status.recovered_promised} only"
+        if status.recovered_upto < reported.upto:
+            return f"it accepted slot {reported.upto} and now has slots up to {status.recovered_upto} only"
+        return ""
 
     def _record_boot(self, sender: Sender) -> Effects:
         start = (sender.boot, sender.boot_id)
@@ -185,13 +237,14 @@ class Formation:
         if waiting is not None and waiting[0] >= start[0]:
             return Effects()
         self._recording[sender.incarnation] = start
-        current = set(self.identity.members.values())
+        current = {life for _, members in self.membership.sets for life in members.values()}
         boots = {life: boot for life, boot in self.identity.boots.items() if life in current}
+        self._reported = {life: known for life, known in self._reported.items() if life in current}
         save = self._save(boots={**boots, sender.incarnation: start})
-        done = _BootRecorded(sender.uid, sender.incarnation, sender.boot, sender.boot_id)
+        done = BootRecorded(sender.uid, sender.incarnation, sender.boot, sender.boot_id)
         return Effects(records=[save], replies=[Send((self.me.uid,), done)])
 
-    def _on_boot_recorded(self, message: _BootRecorded) -> None:
+    def _on_boot_recorded(self, message: BootRecorded) -> None:
         start = (message.boot, message.boot_id)
         if message.boot > self._recorded.get(message.incarnation, (0, ""))[0]:
             self._recorded[message.incarnation] = start
@@ -199,12 +252,14 @@ class Formation:
             del self._recording[message.incarnation]
 
     def on_refused(self, message: Refused) -> Effects:
-        """A peer knows a later start of this very storage: what is here is an old copy."""
+        """A peer remembers more of this very storage than it holds: it is an old copy."""
         effects = Effects()
         mine = (self.me.incarnation, self.me.boot, self.me.boot_id)
         if (message.incarnation, message.boot, message.boot_id) == mine:
-            effects.stop = (
-                f"this storage is an old copy: it was started {self.me.boot} times, and a peer has seen start"
-                f" {message.boot_seen}; a node that forgot what it promised must not vote"
-            )
+            effects.lost = f"this storage is an old copy: {message.reason}"
         return effects
+
+
+def _refuse(sender: Sender, reason: str) -> Effects:
+    refusal = Refused(sender.incarnation, sender.boot, sender.boot_id, reason[:LOST_REASON_CHARS])
+    return Effects(sends=[Send((sender.uid,), refusal)])

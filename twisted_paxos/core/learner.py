@@ -68,8 +68,8 @@ class Learner:
         for slot in message.slots:
             if slot <= self.log.chosen_upto:
                 continue
-            if slot > self.log.chosen_upto + limits.WINDOW_SLOTS:
-                self._want(sender.uid, slot - limits.WINDOW_SLOTS, now_s)
+            if slot > self.log.chosen_upto + limits.ALPHA:
+                self._want(sender.uid, slot - limits.ALPHA, now_s)
                 continue
             if not self.membership.votes_on(slot, sender):
                 continue

@@ -26,7 +26,8 @@ ALPHA: Final = 64
 """A leader never proposes beyond its chosen_upto + ALPHA; a change of members waits as long."""
 
 WINDOW_SLOTS: Final = 4 * ALPHA
-"""An acceptor takes Accepts, and a learner votes, up to this far above its own chosen_upto."""
+"""An acceptor takes Accepts up to this far above its own chosen_upto. A learner counts votes up to
+ALPHA only: further up, a Replace that it has not learnt yet may have changed the voters."""
 
 QUEUE_MAX_BYTES: Final = 64 << 20
 """Commands that may wait at a leader, and at a node for a leader."""

@@ -45,14 +45,27 @@ class Command(Struct, frozen=True, array_like=True, gc=False):
     payload: Raw
 
 
-class Value(Struct, frozen=True):
-    """What one slot holds: a batch of commands, empty for a no-op.
+class Replace(Struct, frozen=True):
+    """From ALPHA slots later on, incarnation ``new`` votes for ``uid`` in place of ``old``.
+
+    It is void when ``old`` is not the voting incarnation at its place in the log.
+    """
+
+    uid: Uid
+    old: Word
+    new: Word
+
+
+class Value(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What one slot holds: a batch of commands, empty for a no-op, or a change of members.
 
     Attributes:
+        replace: the change; it stands first, so that `is_change` need not decode the rest.
         time_ms: the leader's stamp; log time is the highest one so far along the log (a no-op has 0).
         commands: in the order in which they apply.
     """
 
+    replace: Replace | None = None
     time_ms: Count
     commands: tuple[Command, ...] = ()
 
@@ -63,7 +76,20 @@ _decode_value = msgspec.json.Decoder(Value).decode
 
 def encode_value(time_ms: int, commands: Sequence[Command]) -> Raw:
     """The bytes of a slot's value; made once, never encoded again on its way."""
-    return Raw(_encode(Value(time_ms, tuple(commands))))
+    return Raw(_encode(Value(time_ms=time_ms, commands=tuple(commands))))
+
+
+_CHANGE = b'{"replace":'
+
+
+def encode_change(time_ms: int, replace: Replace) -> Raw:
+    """The bytes of a value that changes members."""
+    return Raw(_encode(Value(time_ms=time_ms, replace=replace)))
+
+
+def is_change(value: Raw) -> bool:
+    """Whether a value changes members; cheap, whatever its size."""
+    return bytes(memoryview(value)[: len(_CHANGE)]) == _CHANGE
 
 
 def decode_value(value: Raw) -> Value:
@@ -157,6 +183,8 @@ class Status(Struct, frozen=True):
         leader: the ballot of the leader that it follows (its own when it leads).
         leader_works: it has heard that leader lately and the leader can make progress.
         promised: the highest ballot that its acceptor promised.
+        recovered_promised, recovered_upto: what its storage held at this start: the promise, and
+            the highest slot. Less than what it once reported means that storage is an old copy.
         voter: it is a full voting member; others never count.
         chosen_upto: it knows every slot up to here as chosen; a leader's counts
             only slots chosen at ballots <= ``ballot``.
@@ -169,6 +197,8 @@ class Status(Struct, frozen=True):
     leader: ProposalID = NO_BALLOT
     leader_works: bool = False
     promised: ProposalID = NO_BALLOT
+    recovered_promised: ProposalID = NO_BALLOT
+    recovered_upto: Count = 0
     voter: bool = False
     chosen_upto: Count = 0
     log_start: Slot = 1
@@ -237,25 +267,42 @@ class Join(Struct, frozen=True, tag="join"):
 
 
 class Joined(Struct, frozen=True, tag="joined"):
-    """Answers a `Join`: which incarnation of each member the sender has durably recorded."""
+    """Answers a `Join`.
+
+    Attributes:
+        formed: the sender knows the cluster as formed.
+        members: then, the incarnations that founded it; else those that it has durably recorded.
+    """
 
     nonce: Count
     formed: bool
     members: dict[Uid, Word]
 
 
+class Admit(Struct, frozen=True, tag="admit"):
+    """A node whose earlier life was lost asks the leader for a Replace; it has caught up.
+
+    Attributes:
+        old: the incarnation that votes for its id, as far as it knows.
+        chosen_upto: how far it knows the log.
+    """
+
+    old: Word
+    chosen_upto: Count
+
+
 class Refused(Struct, frozen=True, tag="refused"):
-    """The sender knows a later start of the receiver than the one that speaks.
+    """The receiver's storage is an old copy: it does not hold what it once reported.
 
     Attributes:
         incarnation, boot, boot_id: the start that was refused.
-        boot_seen: the highest start seen of that incarnation.
+        reason: what is missing, for people.
     """
 
     incarnation: Word
     boot: Count
     boot_id: Word
-    boot_seen: Count
+    reason: Annotated[str, Meta(max_length=200)]
 
 
 Message: TypeAlias = (
@@ -272,6 +319,7 @@ Message: TypeAlias = (
     | ForwardReply
     | Join
     | Joined
+    | Admit
     | Refused
 )
 

@@ -7,7 +7,10 @@ Must always hold:
     * a ballot is durable here before its Prepare leaves, and is never used again after a restart;
     * nothing is proposed before a majority promised and everything up to ``base`` is chosen here;
     * in each slot above base, the value of the highest reported ballot is proposed, or a no-op;
-    * one value per (ballot, slot); no slot beyond chosen_upto + ALPHA;
+    * one value per (ballot, slot); no slot beyond chosen_upto + ALPHA, so that the voters of
+      every slot are known before anything is proposed in it;
+    * a leader that learns of a change of members proposes nothing more under its ballot: it takes
+      over again, with promises of the new set (the old promises do not bind the new voters);
     * after any sight of a higher ballot nothing more leaves under this one.
 """
 
@@ -32,8 +35,10 @@ from twisted_paxos.core.messages import (
     Nack,
     Prepare,
     Promise,
+    Replace,
     Sender,
     decode_value,
+    encode_change,
     encode_value,
 )
 from twisted_paxos.core.quorum import Membership
@@ -128,6 +133,8 @@ class Proposer:
         self._parts: dict[str, tuple[tuple[int, int], dict[int, Promise]]] = {}
         self._promises: dict[str, tuple[str, list[Promise]]] = {}
         self._base: int | None = None
+        self._sets: tuple[tuple[int, dict[str, str]], ...] = ()
+        self._changes: deque[Replace] = deque()
         self._prepare_at_s = 0.0
         self._prepare_tries = 0
         self._recovered: deque[tuple[int, Raw]] = deque()
@@ -170,6 +177,7 @@ class Proposer:
         self._parts, self._promises, self._base = {}, {}, None
         self._recovered.clear()
         self._in_flight.clear()
+        self._changes.clear()
         self._queue.clear()
         self._queue_bytes = 0
         self._taken.clear()
@@ -200,15 +208,29 @@ class Proposer:
         self.promises_received.add(sender.uid)
         return self._count_promises(now_s)
 
+    def _is_quorum(self, base: int) -> bool:
+        incarnations = {uid: incarnation for uid, (incarnation, _) in self._promises.items()}
+        return self.membership.is_phase_1_quorum(incarnations, base)
+
     def _count_promises(self, now_s: float) -> Effects:
         base = max(parts[0].chosen_upto for _, parts in self._promises.values())
-        incarnations = {uid: incarnation for uid, (incarnation, _) in self._promises.items()}
-        if not self.membership.is_phase_1_quorum(incarnations, base):
+        if not self._is_quorum(base):
             return Effects()
         self._base = base
         knows = max(self._promises, key=lambda uid: (self._promises[uid][1][0].chosen_upto, uid))
         self.learner.fetch_soon(knows, base, now_s)
         return self.advance(now_s)
+
+    def _finish_phase_1(self, base: int, now_s: float) -> None:
+        """Everything up to base is known, so all sets that govern the slots above are."""
+        if not self._is_quorum(base):
+            # What was fetched changed the members: this takes promises of the new set as well.
+            self._base = None
+            return
+        self._recover(base, now_s)
+        self._sets = self.membership.sets
+        self.phase = Phase.LEADING
+        self._promises, self._parts = {}, {}
 
     def _recover(self, base: int, now_s: float) -> None:
         """Choose what to propose again: above base, per slot, the value of the highest ballot."""
@@ -232,17 +254,16 @@ class Proposer:
     def advance(self, now_s: float) -> Effects:
         """Go on with whatever the present state allows: finish phase 1, propose what waits."""
         if self.phase is Phase.PREPARING and self._base is not None and self.log.chosen_upto >= self._base:
-            self._recover(self._base, now_s)
-            self.phase = Phase.LEADING
-            self._promises, self._parts = {}, {}
+            self._finish_phase_1(self._base, now_s)
         effects = Effects()
-        if self.phase is not Phase.LEADING:
+        if self.phase is not Phase.LEADING or self._sets != self.membership.sets:
             return effects
         for slot in [slot for slot in self._in_flight if self.log.is_chosen(slot)]:
             proposal = self._in_flight.pop(slot)
             if proposal.tries == 1:
                 self._timer.sample(now_s - proposal.proposed_s)
         while len(self._in_flight) < limits.PIPELINE_SLOTS:
+            free = self._next_slot <= self.log.chosen_upto + limits.ALPHA
             if self._recovered:
                 slot, value = self._recovered[0]
                 if slot > self.log.chosen_upto + limits.ALPHA:
@@ -250,13 +271,22 @@ class Proposer:
                 self._recovered.popleft()
                 if slot > self.log.chosen_upto:
                     effects.sends.append(self._propose(slot, value, now_s))
-            elif self._queue and self._next_slot <= self.log.chosen_upto + limits.ALPHA:
-                value = encode_value(self.clock.read_ms(now_s), self._next_batch())
+            elif free and (value := self._next_value(now_s)) is not None:
                 effects.sends.append(self._propose(self._next_slot, value, now_s))
                 self._next_slot += 1
             else:
                 break
         return effects
+
+    def _next_value(self, now_s: float) -> Raw | None:
+        if self._changes:
+            return encode_change(self.clock.read_ms(now_s), self._changes.popleft())
+        if self._queue:
+            return encode_value(self.clock.read_ms(now_s), self._next_batch())
+        if self._next_slot < self.membership.latest_from:
+            # A change of members waits for its slot: no-ops lead there.
+            return encode_value(self.clock.read_ms(now_s), ())
+        return None
 
     def _propose(self, slot: int, value: Raw, now_s: float) -> Send:
         assert slot not in self._in_flight, "one value per slot and ballot"
@@ -289,6 +319,11 @@ class Proposer:
         self._queue.extend(new)
         self._queue_bytes += size
         return True
+
+    def change(self, replace: Replace) -> None:
+        """Propose a change of members, before what waits; one at a time."""
+        if self.phase is Phase.LEADING and not self._changes:
+            self._changes.append(replace)
 
     @property
     def has_queue(self) -> bool:

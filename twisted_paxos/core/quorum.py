@@ -31,10 +31,25 @@ class Membership:
         """The incarnations of the newest set."""
         return self._sets[-1][1]
 
-    def form(self, members: Mapping[str, str]) -> None:
-        """Set the first members, once the first formation is complete."""
-        assert set(members) == set(self.voters), "a formation names every voter"
-        self._sets = [(1, dict(members))]
+    @property
+    def sets(self) -> tuple[tuple[int, dict[str, str]], ...]:
+        """All sets that are still known, with the slot from which each holds."""
+        return tuple(self._sets)
+
+    @property
+    def latest_from(self) -> int:
+        """The first slot of the newest set."""
+        return self._sets[-1][0]
+
+    @property
+    def formed(self) -> bool:
+        """Whether there are members at all."""
+        return bool(self.latest)
+
+    def load(self, sets: Iterable[tuple[int, Mapping[str, str]]]) -> None:
+        """Set everything, as a formation, a restart or a snapshot tells."""
+        self._sets = [(from_slot, dict(members)) for from_slot, members in sets]
+        assert self._sets and all(set(members) == set(self.voters) for _, members in self._sets)
 
     def at(self, slot: int) -> dict[str, str]:
         """The incarnations that vote on ``slot``."""
@@ -45,7 +60,7 @@ class Membership:
 
     def replace(self, uid: str, new: str, from_slot: int) -> None:
         """From ``from_slot`` on, ``new`` votes for ``uid`` (the command that says so was chosen)."""
-        assert uid in self.voters and from_slot >= self._sets[-1][0]
+        assert uid in self.voters and from_slot >= self.latest_from
         self._sets.append((from_slot, {**self.latest, uid: new}))
 
     def forget_below(self, slot: int) -> None:

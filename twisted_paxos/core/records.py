@@ -80,15 +80,15 @@ class Recovered(NamedTuple):
         chosen_upto: every slot up to here is chosen and stored. May be behind what was
             known before the stop, never ahead of it.
         log_start: the lowest slot stored (1 unless compacted).
-        snapshot_slot: the slot of the newest complete snapshot, at most chosen_upto; 0 if none.
         entries: what is stored above chosen_upto: accepted, or chosen with a gap below.
         fresh: the storage was made by this start.
+        snapshot_slot: the slot of the newest complete snapshot, at most chosen_upto; 0 if none.
     """
 
     identity: Identity
     promised: ProposalID = NO_BALLOT
     chosen_upto: int = 0
     log_start: int = 1
-    snapshot_slot: int = 0
     entries: Mapping[int, Entry] = MappingProxyType({})
     fresh: bool = False
+    snapshot_slot: int = 0

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from twisted_paxos.core import limits
 from twisted_paxos.core.acceptor import Acceptor
 from twisted_paxos.core.ballot import NO_BALLOT, ProposalID
 from twisted_paxos.core.effects import OTHERS, Effects, Send
@@ -21,8 +22,10 @@ from twisted_paxos.core.log import Log
 from twisted_paxos.core.messages import (
     Accept,
     Accepted,
+    Admit,
     Chosen,
     Command,
+    Fetch,
     Forward,
     ForwardReply,
     Heartbeat,
@@ -30,13 +33,22 @@ from twisted_paxos.core.messages import (
     Nack,
     Prepare,
     Promise,
+    Replace,
     Sender,
     Status,
+    decode_value,
+    is_change,
 )
 from twisted_paxos.core.proposer import Phase, Proposer
 from twisted_paxos.core.quorum import Membership
 from twisted_paxos.core.records import Recovered
 from twisted_paxos.core.requests import Requests
+
+OLD_LIFE_SILENT_HEARTBEATS = 5
+"""An incarnation that was heard as a voter within this time is not replaced: it lives."""
+
+ADMIT_HEARTBEATS = 5
+"""How often a node that was lost asks to be admitted again."""
 
 TAKE_OVER_LIMIT_HEARTBEATS = 4
 """A take-over that is not complete after this long is tried again with a higher ballot."""
@@ -84,9 +96,10 @@ class Replica:
         now_s: float,
     ) -> None:
         self.settings = settings
-        self.formation = Formation(recovered.identity, settings.voters, boot_id, settings.heartbeat_s * 2)
-        identity = self.formation.identity
-        self.membership = Membership(settings.voters, identity.members if identity.formed else {})
+        self.membership = Membership(settings.voters, {})
+        self.formation = Formation(
+            recovered.identity, self.membership, boot_id, settings.heartbeat_s * 2
+        )
         self.log = Log(recovered.chosen_upto, recovered.log_start, recovered.entries)
         self.acceptor = Acceptor(self.log, recovered.promised, self.formation.is_voter)
         self.learner = Learner(self.log, self.membership, random)
@@ -94,8 +107,11 @@ class Replica:
         self.election = Election(settings.uid, self.membership, settings.heartbeat_s, random, now_s)
         self.requests = Requests(random)
         self.disk_waiting_since_s: float | None = None
+        self._recovered_promised = recovered.promised
+        self._recovered_upto = max(recovered.entries, default=recovered.chosen_upto)
         self._took_over_s = now_s
         self._told_works = False
+        self._next_admit_s = now_s
         self._routes: dict[type, Callable[[Sender, Any, float], Effects]] = {
             Prepare: self._on_prepare,
             Accept: self._on_accept,
@@ -104,9 +120,11 @@ class Replica:
             Nack: self._on_nack,
             Heartbeat: self._on_heartbeat,
             HeartbeatReply: self._on_heartbeat_reply,
+            Fetch: self._on_fetch,
             Chosen: self._on_chosen,
             Forward: self._on_forward,
             ForwardReply: self._on_forward_reply,
+            Admit: self._on_admit,
             **dict.fromkeys(Formation.takes, self._on_formation),
         }
 
@@ -154,6 +172,8 @@ class Replica:
             leader=self.leader,
             leader_works=self.leader_works(now_s),
             promised=self.acceptor.promised,
+            recovered_promised=self._recovered_promised,
+            recovered_upto=self._recovered_upto,
             voter=self.acceptor.votes,
             chosen_upto=self.log.chosen_upto,
             log_start=self.log.log_start,
@@ -164,13 +184,13 @@ class Replica:
 
     def receive(self, sender: Sender, message: object, now_s: float) -> Effects:
         """Take one message, whoever may have sent it, however late."""
-        admitted, effects = self.formation.admit(sender)
+        admitted, effects = self.formation.admit(sender, message)
         if not admitted:
+            # Whoever says it: a ballot that was in use is in use.
+            if isinstance(message, Accepted):
+                self._give_way_to(message.ballot)
             return effects
-        route = self._routes.get(type(message))
-        if route is None:
-            return self.learner.receive(sender, message, now_s)  # type: ignore[arg-type]
-        return route(sender, message, now_s)
+        return self._routes[type(message)](sender, message, now_s)
 
     def _give_way_to(self, ballot: ProposalID) -> None:
         """A higher ballot was seen: nothing more leaves under this node's own."""
@@ -195,19 +215,20 @@ class Replica:
             self._give_way_to(message.ballot)
             if message.ballot >= self.acceptor.promised:
                 self.election.heard_leader(message.ballot, now_s)
-            effects.add(
-                self.learner.on_chosen_upto(sender.uid, message.chosen_upto, message.ballot, now_s)
-            )
+            chosen = self.learner.on_chosen_upto(sender.uid, message.chosen_upto, message.ballot, now_s)
+            effects.add(self._learned(chosen, now_s))
         return effects
 
     def _on_accepted(self, sender: Sender, message: Accepted, now_s: float) -> Effects:
         if message.ballot > self.proposer.ballot:
             self._give_way_to(message.ballot)
-        effects = self.learner.on_accepted(sender, message, now_s)
+        self.formation.reported(sender, message.ballot, max(message.slots, default=0))
+        effects = self._learned(self.learner.on_accepted(sender, message, now_s), now_s)
         effects.add(self.proposer.advance(now_s))
         return effects
 
     def _on_promise(self, sender: Sender, message: Promise, now_s: float) -> Effects:
+        self.formation.reported(sender, message.ballot)
         effects = self.proposer.on_promise(sender, message, now_s)
         if self.proposer.leading:
             effects.add(self._news(now_s))
@@ -217,10 +238,13 @@ class Replica:
         self.election.saw(message.promised)
         return self.proposer.on_nack(message)
 
+    def _on_fetch(self, sender: Sender, message: Fetch, now_s: float) -> Effects:
+        return self.learner.on_fetch(sender, message)
+
     def _on_chosen(self, sender: Sender, message: Chosen, now_s: float) -> Effects:
         for entry in message.entries:
             self._give_way_to(entry.ballot)
-        effects = self.learner.on_chosen(sender, message, now_s)
+        effects = self._learned(self.learner.on_chosen(sender, message, now_s), now_s)
         led = self.proposer.leading
         effects.add(self.proposer.advance(now_s))
         if self.proposer.leading and not led:
@@ -244,12 +268,15 @@ class Replica:
             self._give_way_to(status.ballot)
         self.election.heard(sender.uid, status, voter, answers_round, now_s)
         leads = status.ballot if status.leading and voter else None
-        effects = self.learner.on_chosen_upto(sender.uid, status.chosen_upto, leads, now_s)
+        chosen = self.learner.on_chosen_upto(sender.uid, status.chosen_upto, leads, now_s)
+        effects = self._learned(chosen, now_s)
+        effects.add(self.proposer.advance(now_s))
         effects.add(self._elect(now_s))
         return effects
 
     def _on_forward(self, sender: Sender, message: Forward, now_s: float) -> Effects:
-        taken = self.proposer.enqueue(message.commands)
+        fits = all(len(command.payload) <= limits.PAYLOAD_MAX_BYTES for command in message.commands)
+        taken = fits and self.proposer.enqueue(message.commands)
         return Effects(sends=[Send((sender.uid,), ForwardReply(message.forward_id, taken))])
 
     def _on_forward_reply(self, sender: Sender, message: ForwardReply, now_s: float) -> Effects:
@@ -258,13 +285,60 @@ class Replica:
 
     def _on_formation(self, sender: Sender, message: object, now_s: float) -> Effects:
         effects = self.formation.receive(sender, message, now_s)
-        self._check_formed()
+        self.acceptor.votes = self.formation.is_voter
         return effects
 
-    def _check_formed(self) -> None:
-        if self.formation.identity.formed and not self.membership.latest:
-            self.membership.form(self.formation.identity.members)
-            self.acceptor.votes = self.formation.is_voter
+    # -- members
+
+    def _learned(self, effects: Effects, now_s: float) -> Effects:
+        """Slots were chosen: take note of changes of members before anything else is decided."""
+        for entry in effects.chosen:
+            if is_change(entry.value):
+                effects.add(self._change(entry.slot, decode_value(entry.value).replace, now_s))
+        return effects
+
+    def _change(self, slot: int, replace: Replace | None, now_s: float) -> Effects:
+        effects = Effects()
+        if replace is None or self.membership.latest.get(replace.uid) != replace.old:
+            return effects
+        was_voter = self.acceptor.votes
+        self.membership.replace(replace.uid, replace.new, slot + limits.ALPHA)
+        self.membership.forget_below(slot + 1)
+        effects.records.append(self.formation.save_sets())
+        self.acceptor.votes = self.formation.is_voter
+        if replace.uid == self.settings.uid and was_voter and replace.new != self.me.incarnation:
+            effects.lost = f"incarnation {self.me.incarnation} was replaced by {replace.new}"
+        elif self.proposer.leading:
+            # The promises of the old set do not bind the new voters: phase 1 again.
+            effects.add(self._take_over(now_s))
+        return effects
+
+    def _on_admit(self, sender: Sender, message: Admit, now_s: float) -> Effects:
+        """A node that lost an earlier life asks to vote again: the set that knew it decides."""
+        behind = self.log.chosen_upto - message.chosen_upto
+        pending = self.membership.latest_from > self.log.chosen_upto + 1
+        silent_s = self.election.voter_silent_s(sender.uid, now_s)
+        if (
+            self.proposer.leading
+            and self.membership.latest.get(sender.uid) == message.old != sender.incarnation
+            and behind <= limits.ALPHA
+            and not pending
+            and silent_s > OLD_LIFE_SILENT_HEARTBEATS * self.settings.heartbeat_s
+        ):
+            self.proposer.change(Replace(sender.uid, message.old, sender.incarnation))
+            return self.proposer.advance(now_s)
+        return Effects()
+
+    def _ask_to_be_admitted(self, now_s: float) -> Effects:
+        caught_up = self.learner.missing_upto <= self.log.chosen_upto
+        if not self.formation.needs_replace or not caught_up or now_s < self._next_admit_s:
+            return Effects()
+        self._next_admit_s = now_s + ADMIT_HEARTBEATS * self.settings.heartbeat_s
+        leader = self.leader
+        if not leader.number:
+            return Effects()
+        admit = Admit(self.membership.latest[self.settings.uid], self.log.chosen_upto)
+        return Effects(sends=[Send((leader.uid,), admit)])
 
     # -- elections
 
@@ -276,16 +350,21 @@ class Replica:
         limit_s = TAKE_OVER_LIMIT_HEARTBEATS * self.settings.heartbeat_s
         if proposer.phase is Phase.PREPARING and now_s - self._took_over_s > limit_s:
             proposer.give_way()
+            self.election.hold(now_s, failed=True)
         works = self.leader_works(now_s)
         if self._told_works and not works:
             effects.add(self._news(now_s))
         self._told_works = works
         may = self.acceptor.votes and proposer.phase is Phase.IDLE and not self.disk_stalled(now_s)
         if may and self.election.should_take_over(self.acceptor.promised, now_s):
-            above = max(self.acceptor.promised, self.election.highest_seen)
-            effects.add(proposer.take_over(above, now_s))
-            self.acceptor.promised = proposer.ballot
-            self._took_over_s = now_s
+            effects.add(self._take_over(now_s))
+        return effects
+
+    def _take_over(self, now_s: float) -> Effects:
+        above = max(self.acceptor.promised, self.election.highest_seen)
+        effects = self.proposer.take_over(above, now_s)
+        self.acceptor.promised = self.proposer.ballot
+        self._took_over_s = now_s
         return effects
 
     def _news(self, now_s: float) -> Effects:
@@ -320,7 +399,8 @@ class Replica:
     def tick(self, now_s: float) -> Effects:
         """Do what time alone makes due; to be called at `deadline_s` or any time earlier."""
         effects = self.formation.tick(now_s)
-        self._check_formed()
+        self.acceptor.votes = self.formation.is_voter
+        effects.add(self._ask_to_be_admitted(now_s))
         due = self.election.probes(now_s)
         if due is not None:
             to = OTHERS if due else self.election.silent()

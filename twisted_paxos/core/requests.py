@@ -70,7 +70,7 @@ class Requests:
         """
         size = 0
         for command in commands:
-            if len(command.payload) > limits.VALUE_MAX_BYTES:
+            if len(command.payload) > limits.PAYLOAD_MAX_BYTES:
                 limit = limits.VALUE_MAX_BYTES
                 raise ValueTooLarge(f"a value of {len(command.payload):,} bytes; the limit is {limit:,}")
             size += len(command.payload) + COMMAND_OVERHEAD_BYTES

@@ -19,7 +19,7 @@ from twisted.python.failure import Failure
 from twisted_paxos.core import limits
 from twisted_paxos.core.effects import EVERYONE, OTHERS, Effects, ReadChosen, Send, merge_accepted
 from twisted_paxos.core.messages import Chosen, SlotEntry
-from twisted_paxos.core.records import Record
+from twisted_paxos.core.records import Record, SaveAccepted, SaveChosen
 from twisted_paxos.errors import StorageFull
 from twisted_paxos.interfaces import IAcceptorStorage, IMessenger
 
@@ -30,6 +30,9 @@ FULL_RETRY_S = 0.5
 
 READS_MAX = 64
 """Answers to Fetches that may be under way; more are dropped, and asked for again."""
+
+RECORD_OVERHEAD_BYTES = 300
+"""What a waiting record or reply takes in memory beyond its value, roughly."""
 
 UNWRITTEN_MAX_BYTES = 2 * limits.WINDOW_MAX_BYTES
 """Values that may wait to be written; beyond it, messages that need a write are dropped."""
@@ -46,10 +49,14 @@ class EffectPerformer:
         deliver: takes a message of this node to itself.
         apply: takes chosen slots, in order.
         chosen_range: gives (chosen_upto, log_start) for answers to Fetches.
-        stop: ends the node, with a reason: storage failed, or the protocol demands it.
+        stop: ends the node, with a reason: storage failed.
+        lost: ends this incarnation, with a reason: its storage is not what it once was.
+        stored_upto: every slot up to here was found chosen in storage.
 
     Attributes:
         waiting_since_s: since when the oldest unfinished write waits, or None.
+        stored_upto: every slot up to here is chosen, and storage has its chosen value. Only this
+            much may be read from storage or noted there: above it an older value may still stand.
         full: the storage has no room at present.
     """
 
@@ -63,9 +70,14 @@ class EffectPerformer:
         apply: Callable[[Sequence[SlotEntry]], None],
         chosen_range: Callable[[], tuple[int, int]],
         stop: Callable[[str | Failure], None],
+        lost: Callable[[str], None],
+        stored_upto: int,
     ) -> None:
         self.waiting_since_s: float | None = None
+        self.stored_upto = stored_upto
         self.full = False
+        self._chosen_upto = stored_upto
+        self._covered_upto = stored_upto
         self._uid = uid
         self._clock = clock
         self._storage = storage
@@ -74,6 +86,7 @@ class EffectPerformer:
         self._apply = apply
         self._chosen_range = chosen_range
         self._stop = stop
+        self._lost = lost
         self._stopped = False
         self._queue: deque[Effects] = deque()
         self._to_self: deque[Any] = deque()
@@ -112,18 +125,21 @@ class EffectPerformer:
         return self._unwritten_bytes > UNWRITTEN_MAX_BYTES
 
     def _perform(self, effects: Effects) -> None:
-        if effects.stop:
-            self._stop(effects.stop)
+        if effects.lost:
+            self._lost(effects.lost)
             return
         if effects.records:
             self._records += effects.records
-            self._unwritten_bytes += sum(_size_bytes(record) for record in effects.records)
+            self._unwritten_bytes += _size_bytes(effects.records)
             self._plan_write()
         if effects.replies:
             self._hold(effects.replies)
         for send in effects.sends:
             self._send(send)
         if effects.chosen:
+            self._chosen_upto = effects.chosen[-1].slot
+            if not self._records and self._writing is None:
+                self._note_stored(self._chosen_upto)
             self._apply(effects.chosen)
         for read in effects.reads:
             self._read(read)
@@ -132,6 +148,8 @@ class EffectPerformer:
 
     def _hold(self, replies: list[Send]) -> None:
         """Tie replies to the write that covers all that was asked for until now."""
+        if self._records or self._writing is not None:
+            self._unwritten_bytes += RECORD_OVERHEAD_BYTES * len(replies)
         if self._records:
             self._replies += replies
         elif self._writing is not None:
@@ -154,6 +172,7 @@ class EffectPerformer:
             return
         records, self._records = self._records, []
         self._writing, self._replies = self._replies, []
+        self._covered_upto = self._chosen_upto
         self.waiting_since_s = self._clock.seconds()
         self._write_records(records)
 
@@ -167,13 +186,20 @@ class EffectPerformer:
     def _written(self, _: object, records: list[Record]) -> None:
         released, self._writing = self._writing, None
         assert released is not None
-        self._unwritten_bytes -= sum(_size_bytes(record) for record in records)
+        self._unwritten_bytes -= _size_bytes(records) + RECORD_OVERHEAD_BYTES * len(released)
+        self._note_stored(self._covered_upto)
         self.full = False
         self.waiting_since_s = None
         if self._records:
             self._write()
         effects = Effects(sends=merge_accepted(released))
         self.perform(effects)
+
+    def _note_stored(self, upto: int) -> None:
+        """Everything that was asked for before ``upto`` was chosen is durable."""
+        if upto > self.stored_upto:
+            self.stored_upto = upto
+            self._storage.note_chosen(upto)
 
     def _not_written(self, failure: Failure, records: list[Record]) -> None:
         """No room: nothing of it is stored, and nothing that reports it leaves; try again."""
@@ -208,12 +234,11 @@ class EffectPerformer:
     # -- answers from storage
 
     def _read(self, read: ReadChosen) -> None:
-        if self._reads >= READS_MAX:
+        upto_slot = min(read.upto_slot, self.stored_upto)
+        if self._reads >= READS_MAX or upto_slot < read.from_slot:
             return
         self._reads += 1
-        reading: Deferred[Any] = self._storage.read_chosen(
-            read.from_slot, read.upto_slot, limits.FETCH_BYTES
-        )
+        reading: Deferred[Any] = self._storage.read_chosen(read.from_slot, upto_slot, limits.FETCH_BYTES)
         reading.addCallback(self._answer, read)
         reading.addErrback(self._broken)
 
@@ -224,6 +249,6 @@ class EffectPerformer:
         self.perform(Effects(sends=[Send((read.to,), answer)]))
 
 
-def _size_bytes(record: Record) -> int:
-    value = getattr(record, "value", None)
-    return len(value) if value is not None else 0
+def _size_bytes(records: Sequence[Record]) -> int:
+    values = sum(len(r.value) for r in records if isinstance(r, (SaveAccepted, SaveChosen)))
+    return values + RECORD_OVERHEAD_BYTES * len(records)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from twisted_paxos.core.messages import (
+    Admit,
     Forward,
     ForwardReply,
     Heartbeat,
@@ -24,4 +25,4 @@ class ProposerProtocol(RoleProtocol):
 class MemberProtocol(RoleProtocol):
     """Takes what decides who may propose and for whom: heartbeats, forwards, formation."""
 
-    takes = (Heartbeat, HeartbeatReply, Forward, ForwardReply, Join, Joined, Refused)
+    takes = (Heartbeat, HeartbeatReply, Forward, ForwardReply, Join, Joined, Admit, Refused)

@@ -20,6 +20,9 @@ from zope.interface import Attribute, Interface, implementer
 
 from twisted_paxos.errors import StorageError, StorageLocked
 
+ASIDE_SUFFIX = ".set-aside"
+"""What is moved out of the way keeps its name, with this behind it."""
+
 LOCK_NAME = "lock"
 """The file that the process which has the directory open holds locked."""
 
@@ -92,6 +95,15 @@ class IDisk(Interface):
 
     def truncate(name: str, size_bytes: int) -> None:
         """Cut or extend a file. Not synced."""
+
+    def set_aside() -> str:
+        """Move the whole directory out of the way, durably, in place of what was moved so before.
+
+        Returns where it is now. Afterwards it does not exist.
+        """
+
+    def aside() -> str:
+        """Where `set_aside` put something, now or in an earlier life; empty if it never did."""
 
     def close() -> None:
         """Close every file and release the lock; does nothing when nothing is open."""
@@ -333,6 +345,20 @@ class OsDisk:
     def truncate(self, name: str, size_bytes: int) -> None:
         """See `IDisk`."""
         os.ftruncate(self._fd(name), size_bytes)
+
+    def set_aside(self) -> str:
+        """See `IDisk`."""
+        aside = f"{self.path}{ASIDE_SUFFIX}"
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(aside)
+        os.rename(self.path, aside)
+        sync_directory(os.path.dirname(self.path))
+        return aside
+
+    def aside(self) -> str:
+        """See `IDisk`."""
+        aside = f"{self.path}{ASIDE_SUFFIX}"
+        return aside if os.path.exists(aside) else ""
 
     def close(self) -> None:
         """See `IDisk`."""

@@ -131,8 +131,7 @@ def choose_copy(path: str, copies: tuple[Copy, Copy]) -> Copy:
     if not good:
         what = "; ".join(f"{copy.file}: {copy.problem}" for copy in copies)
         raise StorageDamaged(f"{path}: both copies are unusable ({what})")
-    newest = max(good, key=lambda copy: copy.serial)
-    oldest = min(good, key=lambda copy: copy.serial)
+    oldest, newest = sorted((good[0], good[-1]), key=lambda copy: copy.serial)
     if newest.serial - oldest.serial > 1:
         behind = newest.serial - oldest.serial
         raise StorageDamaged(f"{path}/{oldest.file}: {behind} saves behind {newest.file}: writes were lost")

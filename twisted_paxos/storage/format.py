@@ -112,7 +112,7 @@ def parse_record(data: memoryview, offset: int) -> Parsed | None:
     crc, magic, kind, uid_bytes, _, length, segment, sequence, synced, slot, number = (
         RECORD_HEADER.unpack_from(data, offset)
     )
-    end = (offset + HEADER_BYTES + length + 7) & ~7
+    end = offset + ((HEADER_BYTES + length + 7) & ~7)
     if (
         magic != RECORD_MAGIC
         or end > len(data)

@@ -32,9 +32,10 @@ class MemoryBackend:
         self._promised = NO_BALLOT
         self._rule = PromiseRule(NO_BALLOT)
 
-    def recover(self, fresh_incarnation: str, cluster: str) -> Recovered:
+    def recover(self, fresh_incarnation: str, cluster: str, lost: bool = False) -> Recovered:
         """See `IAcceptorStorage`: always fresh."""
-        return Recovered(Identity(self._uid, fresh_incarnation, cluster, boot=1), entries={}, fresh=True)
+        identity = Identity(self._uid, fresh_incarnation, cluster, boot=1, lost=lost)
+        return Recovered(identity=identity, fresh=True)
 
     def commit(self, writes: Sequence[Write], chosen_upto: int) -> list[StorageFull | None]:
         """See `IStorageBackend`."""
@@ -70,6 +71,10 @@ class MemoryBackend:
     def upkeep(self) -> str:
         """See `IStorageBackend`: never anything to do."""
         return ""
+
+    def set_aside(self) -> str:
+        """See `IAcceptorStorage`: there is nothing to move."""
+        return "memory:"
 
     def close(self) -> None:
         """See `IStorageBackend`: what was kept goes with the process."""

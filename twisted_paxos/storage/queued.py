@@ -28,7 +28,7 @@ from twisted_paxos.core.records import (
     SaveIdentity,
     SavePromise,
 )
-from twisted_paxos.errors import StorageDamaged, StorageFailed, StorageFull
+from twisted_paxos.errors import StorageDamaged, StorageError, StorageFailed, StorageFull
 from twisted_paxos.interfaces import IAcceptorStorage, IDiskExecutor
 from twisted_paxos.storage.disk import reason
 
@@ -48,7 +48,7 @@ class IStorageBackend(Interface):
     log_bytes: int = Attribute("See `IAcceptorStorage`.")
     wants_upkeep: bool = Attribute("Whether `upkeep` has something to do; read from the reactor's thread.")
 
-    def recover(fresh_incarnation: str, cluster: str) -> Recovered:
+    def recover(fresh_incarnation: str, cluster: str, lost: bool) -> Recovered:
         """See `IAcceptorStorage`; holds nothing open when it raises."""
 
     def commit(writes: Sequence[Write], chosen_upto: int) -> list[StorageFull | None]:
@@ -63,18 +63,25 @@ class IStorageBackend(Interface):
     def upkeep() -> str:
         """Work that needs no haste, after a commit; returns a warning for the operator, or nothing."""
 
+    def set_aside() -> str:
+        """See `IAcceptorStorage`."""
+
     def close() -> None:
         """Close files and release the lock; does nothing when nothing is open."""
 
 
+class ForeignStorage(StorageDamaged):
+    """The storage is another node's, or another cluster's: it is in order, and must stay where it is."""
+
+
 def check_identity(identity: Identity, uid: str, cluster: str, where: str) -> None:
-    """Raises `StorageDamaged` when the storage belongs to another node or another cluster."""
+    """Raises `ForeignStorage` when the storage belongs to another node or another cluster."""
     if identity.uid != uid:
-        raise StorageDamaged(
+        raise ForeignStorage(
             f"{where} belongs to node {identity.uid!r}, not to {uid!r}: give each node its own"
         )
     if identity.cluster != cluster:
-        raise StorageDamaged(
+        raise ForeignStorage(
             f"{where} was made for cluster {identity.cluster!r}, not for {cluster!r}: its members differ"
         )
 
@@ -176,12 +183,18 @@ class QueuedStorage:
         """See `IAcceptorStorage`."""
         return self._backend.log_bytes
 
-    def recover(self, fresh_incarnation: str, cluster: str) -> Recovered:
+    def recover(self, fresh_incarnation: str, cluster: str, lost: bool = False) -> Recovered:
         """See `IAcceptorStorage`."""
-        recovered = self._backend.recover(fresh_incarnation, cluster)
+        recovered = self._backend.recover(fresh_incarnation, cluster, lost)
         self._chosen_upto = recovered.chosen_upto
         self._open = True
         return recovered
+
+    def set_aside(self) -> str:
+        """See `IAcceptorStorage`. Never moves what belongs to another node or cluster."""
+        if self._open:
+            raise StorageError(f"{self.description} is open: close it before it is set aside")
+        return self._backend.set_aside()
 
     def write(self, records: Sequence[Record]) -> Deferred[None]:
         """See `IAcceptorStorage`."""

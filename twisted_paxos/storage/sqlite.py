@@ -16,6 +16,7 @@ import sqlite3
 import struct
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
+from urllib.parse import quote
 
 import msgspec
 from crc32c import crc32c
@@ -30,10 +31,18 @@ from twisted_paxos.core.messages import Entry, SlotEntry
 from twisted_paxos.core.records import Identity, Recovered, SaveAccepted
 from twisted_paxos.errors import StorageDamaged, StorageError, StorageFull
 from twisted_paxos.interfaces import IDiskExecutor
-from twisted_paxos.storage.disk import is_full, make_directories, reason, sync_directory, take_lock
+from twisted_paxos.storage.disk import (
+    ASIDE_SUFFIX,
+    is_full,
+    make_directories,
+    reason,
+    sync_directory,
+    take_lock,
+)
 from twisted_paxos.storage.format import ACCEPTED, CHOSEN
 from twisted_paxos.storage.index import SlotIndex
 from twisted_paxos.storage.queued import (
+    ForeignStorage,
     IStorageBackend,
     LogRecord,
     PromiseRule,
@@ -195,20 +204,27 @@ class SqliteBackend:
         self._index = SlotIndex()
         self._tally = Tally()
         self._serials: dict[str, int] = {}
+        self._foreign = ""
 
-    def recover(self, fresh_incarnation: str, cluster: str) -> Recovered:
+    def recover(self, fresh_incarnation: str, cluster: str, lost: bool = False) -> Recovered:
         """See `IAcceptorStorage`."""
         self.path = os.path.abspath(self.path)
+        lock = f"{self.path}.lock"
+        # Whatever we made has a lock file beside it; what has none may be anybody's.
+        foreign = os.path.exists(self.path) and not os.path.exists(lock)
         try:
             make_directories(os.path.dirname(self.path))
-            self._lock_fd = take_lock(f"{self.path}.lock")
+            self._lock_fd = take_lock(lock)
             fresh = not os.path.exists(self.path)
             sync_directory(os.path.dirname(self.path))
             if fresh:
-                self._create(Identity(self._uid, fresh_incarnation, cluster))
+                lost = lost or os.path.exists(f"{self.path}{ASIDE_SUFFIX}")
+                self._create(Identity(self._uid, fresh_incarnation, cluster, lost=lost))
             return self._load(cluster, fresh)
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, StorageDamaged) as error:
             self.close()
+            if foreign:
+                os.remove(lock)
             raise _open_error(self.path, error) from error
         except OSError as error:
             self.close()
@@ -247,7 +263,11 @@ class SqliteBackend:
         self._connection = connection = _connect(self.path)
         check_header(self.path, connection)
         identity = self._load_object("identity", Identity)
-        check_identity(identity, self._uid, cluster, self.path)
+        try:
+            check_identity(identity, self._uid, cluster, self.path)
+        except ForeignStorage as error:
+            self._foreign = str(error)
+            raise
         self._promised = self._load_object("promise", ProposalID)
         self._rule = PromiseRule(self._promised)
         self._tally = self._load_object("tally", Tally)
@@ -257,7 +277,13 @@ class SqliteBackend:
             for name, value in (("identity", identity), ("promise", self._promised), ("tally", self._tally)):
                 self._save(transaction, name, value)
         self.log_bytes = os.path.getsize(self.path)
-        return Recovered(identity, self._promised, self._tally.chosen_upto, 1, entries, fresh)
+        return Recovered(
+            identity=identity,
+            promised=self._promised,
+            chosen_upto=self._tally.chosen_upto,
+            entries=entries,
+            fresh=fresh,
+        )
 
     def _load_object(self, name: str, kind: type[T]) -> T:
         copies = read_object_copies(self._open_connection(), name)
@@ -294,6 +320,42 @@ class SqliteBackend:
         if self._tally.chosen_upto > self._index.contiguous_upto:
             raise StorageDamaged(f"{self.path}: slot {self._index.contiguous_upto + 1} is missing")
         return entries
+
+    def set_aside(self) -> str:
+        """See `IAcceptorStorage`. A journal goes with its database: it may be half of what it holds."""
+        self.path = os.path.abspath(self.path)
+        aside = f"{self.path}{ASIDE_SUFFIX}"
+        try:
+            if os.path.exists(self.path) and not os.path.exists(f"{self.path}.lock"):
+                raise StorageError(f"{self.path} was not made by this program: it is not moved")
+            make_directories(os.path.dirname(self.path))
+            self._lock_fd = take_lock(f"{self.path}.lock")
+            self._check_movable()
+            for suffix in ("", "-journal"):
+                with contextlib.suppress(FileNotFoundError):
+                    os.rename(f"{self.path}{suffix}", f"{aside}{suffix}")
+            sync_directory(os.path.dirname(self.path))
+        except OSError as error:
+            raise StorageError(f"{self.path} cannot be set aside: {reason(error)}") from error
+        finally:
+            self.close()
+        return aside
+
+    def _check_movable(self) -> None:
+        """A wrong option must not cost another node, or another cluster, its database."""
+        if self._foreign:
+            raise StorageError(self._foreign)
+        if not os.path.exists(self.path):
+            return
+        uri = f"file:{quote(self.path)}?mode=ro"
+        try:
+            with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection:
+                copies = read_object_copies(connection, "identity")
+            _, identity = decode_object(self.path, "identity", copies, Identity)
+        except (sqlite3.Error, StorageDamaged):
+            return
+        if identity.uid != self._uid:
+            raise StorageError(f"{self.path} belongs to node {identity.uid!r}: it is not moved")
 
     def commit(self, writes: Sequence[Write], chosen_upto: int) -> list[StorageFull | None]:
         """See `IStorageBackend`. One transaction: a full disk refuses the whole group."""
@@ -412,8 +474,10 @@ def _connect(path: str) -> sqlite3.Connection:
     return connection
 
 
-def _open_error(path: str, error: sqlite3.DatabaseError) -> StorageError:
+def _open_error(path: str, error: sqlite3.DatabaseError | StorageDamaged) -> StorageError:
     """Sort what SQLite says at the start: no room, not usable now, or damage."""
+    if isinstance(error, StorageDamaged):
+        return error
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
     if code == sqlite3.SQLITE_FULL:
         return StorageFull(f"{path}: {error}")

@@ -17,6 +17,8 @@ group was reported yet, and a promise alone forbids, it permits nothing.
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections.abc import Sequence
 
 from msgspec import Struct
@@ -31,9 +33,10 @@ from twisted_paxos.core.records import Identity, Recovered
 from twisted_paxos.errors import StorageDamaged, StorageError, StorageFull
 from twisted_paxos.interfaces import IDiskExecutor
 from twisted_paxos.storage.disk import LOCK_NAME, IDisk, is_full, reason
-from twisted_paxos.storage.durable import DurableObjectHandler
+from twisted_paxos.storage.durable import DurableObjectHandler, choose_copy, read_copies
 from twisted_paxos.storage.log import SEGMENT_BYTES, Plan, SegmentedLog, create_files, open_log
 from twisted_paxos.storage.queued import (
+    ForeignStorage,
     IStorageBackend,
     PromiseRule,
     QueuedStorage,
@@ -45,6 +48,8 @@ from twisted_paxos.storage.queued import (
 from twisted_paxos.storage.recovery import Floor
 
 log = Logger()
+
+_OURS = re.compile(r"(identity|promise)\.[01]|(log|next)-[0-9a-f]{16}\.wal")
 
 
 class StoredIdentity(Struct, frozen=True):
@@ -92,12 +97,13 @@ class FileBackend:
         self._promised = NO_BALLOT
         self._rule = PromiseRule(NO_BALLOT)
         self._log: SegmentedLog
+        self._foreign = ""
 
-    def recover(self, fresh_incarnation: str, cluster: str) -> Recovered:
+    def recover(self, fresh_incarnation: str, cluster: str, lost: bool = False) -> Recovered:
         """See `IAcceptorStorage`."""
         try:
             self._disk.open()
-            fresh = not self._disk.exists() and self._format(fresh_incarnation, cluster)
+            fresh = not self._disk.exists() and self._format(fresh_incarnation, cluster, lost)
             self._check_ours()
             self._disk.lock()
         except OSError as error:
@@ -111,9 +117,14 @@ class FileBackend:
             self._disk.close()
             raise
 
-    def _format(self, fresh_incarnation: str, cluster: str) -> bool:
-        """Make the directory; False when another process was faster."""
-        identity = Identity(self._uid, fresh_incarnation, cluster)
+    def _format(self, fresh_incarnation: str, cluster: str, lost: bool) -> bool:
+        """Make the directory; False when another process was faster.
+
+        What was set aside proves that storage was lost here, also when the process that moved it
+        died before it could say so.
+        """
+        lost = lost or bool(self._disk.aside())
+        identity = Identity(self._uid, fresh_incarnation, cluster, lost=lost)
         files = {LOCK_NAME: b""}
         files |= self._identity.initial_files(StoredIdentity(identity, Floor()))
         files |= self._promise.initial_files(StoredPromise(NO_BALLOT, Floor()))
@@ -126,15 +137,17 @@ class FileBackend:
         return True
 
     def _check_ours(self) -> None:
-        """A directory of something else is left as it is, without even a lock file."""
-        if not any(name == LOCK_NAME or name.endswith((".0", ".1", ".wal")) for name in self._disk.names()):
-            raise StorageDamaged(
-                f"{self._disk.path} is not empty, and nothing in it is a node's: give another"
-            )
+        """A directory of something else is left as it is, without even a lock file; it is no damage."""
+        if not any(name == LOCK_NAME or _OURS.fullmatch(name) for name in self._disk.names()):
+            raise StorageError(f"{self._disk.path} is not empty, and nothing in it is a node's: give another")
 
     def _load(self, cluster: str, fresh: bool) -> Recovered:
         stored = self._identity.load()
-        check_identity(stored.identity, self._uid, cluster, self._disk.path)
+        try:
+            check_identity(stored.identity, self._uid, cluster, self._disk.path)
+        except ForeignStorage as error:
+            self._foreign = str(error)
+            raise
         promise = self._promise.load()
         promised = promise.ballot
         floor = max(stored.log, promise.log)
@@ -163,6 +176,32 @@ class FileBackend:
     def _entries(self) -> dict[int, Entry]:
         slots = self._log.index.above(self._log.chosen_upto)
         return {found.slot: Entry(found.ballot, found.value) for found in self._log.read(slots)}
+
+    def set_aside(self) -> str:
+        """See `IAcceptorStorage`."""
+        try:
+            self._disk.open()
+            if not self._disk.exists():
+                return self._disk.aside() or self._disk.path
+            self._check_ours()
+            self._disk.lock()
+            try:
+                self._check_movable()
+                return self._disk.set_aside()
+            finally:
+                self._disk.close()
+        except OSError as error:
+            raise self._unusable(error) from error
+
+    def _check_movable(self) -> None:
+        """A wrong option must not cost another node, or another cluster, its files."""
+        if self._foreign:
+            raise StorageError(self._foreign)
+        with contextlib.suppress(StorageDamaged):
+            copy = choose_copy(self._disk.path, read_copies(self._disk, self._identity.name))
+            identity = self._identity.decode(copy).identity
+            if identity.uid != self._uid:
+                raise StorageError(f"{self._disk.path} belongs to node {identity.uid!r}: it is not moved")
 
     def commit(self, writes: Sequence[Write], chosen_upto: int) -> list[StorageFull | None]:
         """See `IStorageBackend`."""

@@ -45,7 +45,6 @@ class SimulatedNode:
         self.host = host
         self.observer = observer
         self.disk = SimulatedDisk(f"/{uid}")
-        self.node: PersistentPaxosNode | None = None
         self.service: NodeService | None = None
         self.reactor: SimulatedReactor | None = None
         self.executor: ImmediateExecutor | None = None
@@ -77,25 +76,19 @@ class SimulatedNode:
         Raises:
             StorageError: its storage cannot be used; it is then not running.
         """
-        assert self.node is None, f"{self.uid} runs already"
+        assert self.service is None, f"{self.uid} runs already"
         cluster = self.cluster
         self.stopped_with = ""
         self.reactor = cluster.network.reactor(self.host, self.clock_offset_s, self.clock_rate)
-        self.executor = ImmediateExecutor(self.reactor, self.sync_s)
-        storage: IAcceptorStorage = FileStorage(
-            self.disk, self.uid, self.executor, self.reactor, cluster.segment_bytes
-        )
-        config = self.config()
-        self.node = PersistentPaxosNode(
+        self.service = NodeService(
             self.reactor,
-            config,
-            storage,
+            self.config(),
+            self._open_storage,
             True,
             lambda: f"{cluster.random.getrandbits(64):016x}",
             cluster.random.random,
-            self._stopped,
         )
-        self.service = NodeService(self.reactor, self.node, config.client)
+        self.service.failed.addErrback(lambda failure: self._stopped(failure.getErrorMessage()))
         try:
             started = self.service.startService()
         except PaxosError as error:
@@ -104,6 +97,18 @@ class SimulatedNode:
         started.addErrback(lambda failure: self._stopped(failure.getErrorMessage()))
         for watch in cluster.on_start:
             watch(self)
+
+    def _open_storage(self) -> IAcceptorStorage:
+        # One executor per storage object: closing the storage closes it.
+        self.executor = ImmediateExecutor(self.reactor, self.sync_s)
+        return FileStorage(
+            self.disk, self.uid, self.executor, self.reactor, self.cluster.segment_bytes
+        )
+
+    @property
+    def node(self) -> PersistentPaxosNode | None:
+        """The running node."""
+        return self.service.node if self.service is not None else None
 
     def _stopped(self, reason: str) -> None:
         """The node gave up: its process ends."""
@@ -116,17 +121,17 @@ class SimulatedNode:
             self.executor.abandon()
         if self.reactor is not None:
             self.reactor.crash()
-        self.node = self.service = self.reactor = self.executor = None
+        self.service = self.reactor = self.executor = None
 
     def crash(self, power_loss: bool = False) -> None:
         """SIGKILL, or loss of power: then what was not synced is lost or torn."""
-        if self.node is None:
+        if self.service is None:
             return
         executor, reactor = self.executor, self.reactor
         assert executor is not None and reactor is not None
         executor.abandon()
         reactor.crash(power_loss)
-        self.node = self.service = self.reactor = self.executor = None
+        self.service = self.reactor = self.executor = None
         if power_loss:
             self.disk.crash(self.cluster.random)
         else:
@@ -135,7 +140,7 @@ class SimulatedNode:
     @property
     def running(self) -> bool:
         """Whether its process runs."""
-        return self.node is not None
+        return self.service is not None
 
 
 class SimulatedCluster:

@@ -19,7 +19,6 @@ Faults are directional, per pair of hosts (`Link`); hosts can `SimulatedReactor.
 from __future__ import annotations
 
 import errno
-import math
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -51,6 +50,7 @@ from twisted_paxos.testing.streams import Connection, Connector, network_host
 __all__ = ["Faults", "Link", "MemoryReactorUDP", "SimulatedClock", "SimulatedNetwork", "SimulatedReactor"]
 
 HELD_MAX_EVENTS: Final = 1_000_000
+TIMER_SLACK_S: Final = 1e-6
 EPHEMERAL_PORT_FIRST: Final = 49_152
 
 
@@ -207,6 +207,7 @@ class SimulatedReactor:
         self._clock = network.clock
         self._offset_s = offset_s
         self._rate = rate
+        self._is_skewed = offset_s != 0.0 or rate != 1.0
         self._held: deque[tuple[Callable[..., Any], tuple]] = deque()
         self._next_port = EPHEMERAL_PORT_FIRST
         self._triggers: dict[tuple[str, str], list[tuple[Callable[..., Any], tuple, dict[str, Any]]]] = {}
@@ -235,10 +236,10 @@ class SimulatedReactor:
         """See `clock.CallOwner`."""
         if self.is_dead:
             return 0
-        world_s = (call.due_s - self._offset_s) / self._rate
-        while self._offset_s + world_s * self._rate < call.due_s:
+        world_s = call.due_s
+        if self._is_skewed:
             # Rounding must not make a call early by its own clock: loops would run twice.
-            world_s = math.nextafter(world_s, math.inf)
+            world_s = (call.due_s - self._offset_s) / self._rate + TIMER_SLACK_S
         world_s = max(world_s, self._clock.now_s)
         return self._clock.push(world_s, self._run_call, (call,), call)
 

@@ -1,8 +1,9 @@
 """A cluster of pure replicas without Twisted: the core's own test bench.
 
-Everything that happens follows from the seed. Messages are lost, doubled, delayed and reordered;
-nodes crash at any point and come back with what was synced. `PureCluster` checks all the
-time that a slot never has two chosen values and that a promise never goes back.
+Everything that happens follows from the seed. Messages are lost, doubled, delayed, reordered and,
+long after, replayed; disks stall; nodes pause, or crash at any point and come back with what was
+synced. A `witness.Witness` checks all the time what must hold, and `DurableState` that a promise
+never goes back.
 """
 
 from __future__ import annotations
@@ -12,10 +13,8 @@ import random as random_module
 from collections.abc import Callable
 from typing import Any
 
-from msgspec import Raw
-
-from twisted_paxos.core.ballot import NO_BALLOT, ProposalID
-from twisted_paxos.core.effects import EVERYONE, OTHERS, Effects, Send
+from twisted_paxos.core.ballot import NO_BALLOT
+from twisted_paxos.core.effects import EVERYONE, OTHERS, Effects, ReadChosen, Send
 from twisted_paxos.core.messages import Chosen, Command, Entry, Sender, SlotEntry, decode_value
 from twisted_paxos.core.records import (
     Identity,
@@ -27,17 +26,23 @@ from twisted_paxos.core.records import (
     SavePromise,
 )
 from twisted_paxos.core.replica import Replica, ReplicaSettings
+from twisted_paxos.testing.witness import Violation, Witness
 
+__all__ = ["DurableState", "PureCluster", "PureNode", "Violation"]
 
-class Violation(AssertionError):
-    """Something that must never happen."""
+FETCHED_SLOTS = 20
+"""How many slots an answer to a Fetch holds."""
+
+REPLAYED_MAX = 3_000
+"""How many old messages are kept, to arrive again."""
 
 
 class DurableState:
     """What one node has on its simulated disk."""
 
-    def __init__(self, identity: Identity) -> None:
+    def __init__(self, identity: Identity, witness: Witness | None = None) -> None:
         self.identity = identity
+        self.witness = witness
         self.promised = NO_BALLOT
         self.log: dict[int, tuple[bool, Entry]] = {}
         self.chosen_upto = 0
@@ -54,10 +59,17 @@ class DurableState:
             if record.ballot > self.promised:
                 raise Violation(f"{self.identity.uid}: accepted {record.ballot} above {self.promised}")
             self.log[record.slot] = (False, Entry(record.ballot, record.value))
+            if self.witness is not None:
+                self.witness.voted(self.identity.uid, record.slot, record.ballot, record.value)
         else:
+            # How far slots are chosen is noted apart, and later: as with the real providers.
             assert isinstance(record, SaveChosen)
             self.log[record.slot] = (True, Entry(record.ballot, record.value))
-            self.chosen_upto = max(self.chosen_upto, record.slot)
+
+    def settle(self) -> None:
+        """A slot learnt as chosen was written after all below it: those are chosen, and stored, too."""
+        learnt = (slot for slot, (chosen, _) in self.log.items() if chosen)
+        self.chosen_upto = max(self.chosen_upto, max(learnt, default=0))
 
     def recover(self) -> Recovered:
         """As storage would."""
@@ -65,7 +77,7 @@ class DurableState:
         fields = {name: getattr(self.identity, name) for name in self.identity.__struct_fields__}
         self.identity = Identity(**{**fields, "boot": boot})
         entries = {slot: entry for slot, (_, entry) in self.log.items() if slot > self.chosen_upto}
-        return Recovered(self.identity, self.promised, self.chosen_upto, 1, entries)
+        return Recovered(self.identity, self.promised, self.chosen_upto, entries=entries)
 
 
 class PureNode:
@@ -75,27 +87,38 @@ class PureNode:
         self.cluster = cluster
         self.uid = uid
         incarnation = f"{uid}-{cluster.random.getrandbits(32):08x}"
-        self.disk = DurableState(Identity(uid, incarnation, "test"))
+        self.disk = DurableState(Identity(uid, incarnation, "test"), cluster.witness)
         self.replica: Replica | None = None
+        self.stopped = ""
         self.life = 0
+        self.resume_s = 0.0
         self.applied: list[SlotEntry] = []
         self.results: list[tuple[str, int]] = []
 
     # -- life and death
 
+    def wipe(self) -> None:
+        """Everything on the disk is gone; the node is down."""
+        assert self.replica is None
+        incarnation = f"{self.uid}-{self.cluster.random.getrandbits(32):08x}"
+        self.disk = DurableState(Identity(self.uid, incarnation, "test"), self.cluster.witness)
+
     def start(self) -> None:
         """Start, or start again with what was synced."""
         cluster = self.cluster
         self.life += 1
+        self.resume_s = 0.0
         self.writing: list[Send] | None = None
+        self.writing_since_s: float | None = None
         self.records: list[Record] = []
         self.replies: list[Send] = []
+        self.disk.settle()
+        self.stored_upto = self.disk.chosen_upto
+        cluster.witness.recovered(self.uid, self.disk.chosen_upto, self.disk.log)
         self.applied = [SlotEntry(s, *self.disk.log[s][1]) for s in range(1, self.disk.chosen_upto + 1)]
         settings = ReplicaSettings(self.uid, tuple(cluster.voters))
         boot_id = f"{cluster.random.getrandbits(32):08x}"
-        self.replica = Replica(
-            settings, self.disk.recover(), boot_id, cluster.random.random, cluster.now_s
-        )
+        self.replica = Replica(settings, self.disk.recover(), boot_id, cluster.random.random, cluster.now_s)
         self.tick()
 
     def crash(self) -> None:
@@ -108,11 +131,15 @@ class PureNode:
         self.replica = None
         self.life += 1
 
+    def pause(self, seconds: float) -> None:
+        """As SIGSTOP, and SIGCONT after ``seconds``: what comes in between waits."""
+        self.resume_s = self.cluster.now_s + seconds
+
     def tick(self) -> None:
         """Time passes; arms the next call."""
         assert self.replica is not None
         now_s = self.cluster.now_s
-        self.replica.disk_waiting_since_s = None
+        self.replica.disk_waiting_since_s = self.writing_since_s
         self.perform(self.replica.tick(now_s))
         if self.replica is not None:
             delay_s = max(0.001, self.replica.deadline_s(now_s) - now_s)
@@ -121,13 +148,25 @@ class PureNode:
     def if_alive(self, call: Callable[[], None]) -> Callable[[], None]:
         """``call``, unless this life is over by then."""
         life = self.life
-        return lambda: call() if life == self.life and self.replica is not None else None
+
+        def guarded() -> None:
+            if life != self.life or self.replica is None:
+                return
+            if self.cluster.now_s < self.resume_s:
+                self.cluster.later(self.resume_s - self.cluster.now_s, guarded)
+            else:
+                call()
+
+        return guarded
 
     # -- effects
 
     def receive(self, sender: Sender, message: Any) -> None:
         """One message arrives."""
         assert self.replica is not None
+        if self.disk.identity.boots.get(sender.incarnation) == (sender.boot, sender.boot_id):
+            # Otherwise it is not listened to: that start of the sender is not recorded here yet.
+            self.cluster.witness.delivered((self.uid, self.replica.me.boot), message)
         self.perform(self.replica.receive(sender, message, self.cluster.now_s))
 
     def submit(self, commands: list[Command]) -> None:
@@ -138,64 +177,66 @@ class PureNode:
 
     def perform(self, effects: Effects) -> None:
         """Persist, then send, then apply."""
+        if effects.lost:
+            self.stopped = effects.lost
+            self.crash()
+            return
+        self.records += effects.records
         if effects.records or effects.replies:
-            self.records += effects.records
-            if effects.replies and not self.records and self.writing is not None:
-                self.writing += effects.replies
-            else:
-                self.replies += effects.replies
-            if self.writing is None:
-                self.write()
+            self.hold(effects.replies)
         for send in effects.sends:
             self.send(send)
         for entry in effects.chosen:
             self.apply(entry)
         for read in effects.reads:
-            entries = [SlotEntry(s, *self.disk.log[s][1]) for s in self.stored(read.from_slot, read.upto_slot)]
-            assert self.replica is not None
-            answer = Chosen(read.request_id, tuple(entries[:20]), self.replica.log.chosen_upto, 1)
-            self.send(Send((read.to,), answer))
+            self.answer(read)
 
-    def stored(self, from_slot: int, upto_slot: int) -> list[int]:
-        """The slots from there on that are on disk, without a gap."""
-        slots = []
-        for slot in range(from_slot, upto_slot + 1):
-            if slot not in self.disk.log:
-                break
-            slots.append(slot)
-        return slots
+    def hold(self, replies: list[Send]) -> None:
+        """Tie replies to the write that covers them."""
+        if replies and not self.records and self.writing is not None:
+            self.writing += replies
+        else:
+            self.replies += replies
+        if self.writing is None:
+            self.write()
+
+    def answer(self, read: ReadChosen) -> None:
+        """Answer a Fetch with what is stored: never with a slot that a write under way will change."""
+        assert self.replica is not None
+        if self.writing is None:
+            self.stored_upto = self.replica.log.chosen_upto
+        slots = range(read.from_slot, min(read.upto_slot, self.stored_upto) + 1)[:FETCHED_SLOTS]
+        entries = tuple(SlotEntry(slot, *self.disk.log[slot][1]) for slot in slots)
+        self.send(Send((read.to,), Chosen(read.request_id, entries, self.replica.log.chosen_upto, 1)))
 
     def write(self) -> None:
         """Start a write of all that waits."""
         self.in_write, self.records = self.records, []
         self.writing, self.replies = self.replies, []
         self.noted = self.applied[-1].slot if self.applied else 0
-        self.cluster.later(self.cluster.random.expovariate(1 / 0.002), self.if_alive(self.written))
+        self.writing_since_s = self.cluster.now_s
+        self.cluster.later(self.cluster.disk_delay_s(), self.if_alive(self.written))
 
     def written(self) -> None:
         """It is durable: its replies leave, and no others."""
         for record in self.in_write:
             self.disk.write(record)
-        stored = self.stored_upto(self.noted)
-        self.disk.chosen_upto = max(self.disk.chosen_upto, stored)
+        # What this write covers is stored now; the disk itself notes it one write later.
+        self.disk.chosen_upto = max(self.disk.chosen_upto, self.stored_upto)
+        self.stored_upto = max(self.stored_upto, self.noted)
         released, self.writing = self.writing, None
+        self.writing_since_s = None
         if self.records or self.replies:
             self.write()
         for send in released or ():
             self.send(send)
 
-    def stored_upto(self, noted: int) -> int:
-        """How far the noted chosen_upto is on disk."""
-        slot = self.disk.chosen_upto
-        while slot < noted and slot + 1 in self.disk.log:
-            slot += 1
-        return slot
-
     def send(self, send: Send) -> None:
         """Put a message on the network."""
         assert self.replica is not None
         me = self.replica.me
-        everyone = [uid for uid in self.cluster.nodes]
+        self.cluster.witness.sent((self.uid, me.boot), self.disk.promised, self.disk.log, send.message)
+        everyone = list(self.cluster.nodes)
         if send.to == EVERYONE:
             to = everyone
         elif send.to == OTHERS:
@@ -211,7 +252,7 @@ class PureNode:
     def apply(self, entry: SlotEntry) -> None:
         """A slot is chosen and applied."""
         assert self.replica is not None
-        self.cluster.check_chosen(self.uid, entry)
+        self.cluster.witness.applied(self.uid, entry)
         assert entry.slot == len(self.applied) + 1, "in order, without a gap"
         self.applied.append(entry)
         value = decode_value(entry.value)
@@ -229,16 +270,29 @@ class PureCluster:
         seed: everything follows from it.
         size: number of voters.
         loss: share of messages lost.
+
+    Attributes:
+        loss: as given; can be changed at any time.
+        replay: per message sent, the chance that some old one arrives again.
+        stall: per write, the chance that the disk takes seconds.
+        cut: the directions, (from, to), in which nothing passes.
+        witness: knows what is truly chosen.
+        acknowledged: (client, sequence) of the commands whose results a client was told.
+        elected: (seconds, id) of each time that a node came to lead.
     """
 
     def __init__(self, seed: int, size: int = 3, loss: float = 0.0) -> None:
         self.random = random_module.Random(seed)
         self.now_s = 0.0
         self.loss = loss
+        self.replay = 0.0
+        self.stall = 0.0
         self.delay_max_s = 0.005
         self.cut: set[tuple[str, str]] = set()
-        self.chosen: dict[int, Raw] = {}
-        self.chosen_ballots: dict[int, ProposalID] = {}
+        self.witness = Witness(size // 2 + 1)
+        self.elected: list[tuple[float, str]] = []
+        self._leading: list[str] = []
+        self._old: list[tuple[str, str, Sender, Any]] = []
         self.acknowledged: set[tuple[str, int]] = set()
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
@@ -262,6 +316,7 @@ class PureCluster:
         while self._events and self._events[0][0] <= end_s:
             self.now_s, _, call = heapq.heappop(self._events)
             call()
+            self._note_leaders()
             if until is not None and until():
                 return True
         self.now_s = end_s
@@ -276,18 +331,49 @@ class PureCluster:
         for _ in range(copies):
             late = self.loss > 0 and self.random.random() < 0.02
             delay_s = self.random.uniform(0.0001, 1.0 if late else self.delay_max_s)
-            self.later(delay_s, lambda: self._arrive(source, to, sender, message))
+            self._arrive_in(delay_s, source, to, sender, message)
+        if self.replay:
+            self._replay(source, to, sender, message)
+
+    def _replay(self, source: str, to: str, sender: Sender, message: Any) -> None:
+        """Keep a message, and now and then let an old one arrive again."""
+        if len(self._old) < REPLAYED_MAX:
+            self._old.append((source, to, sender, message))
+        else:
+            self._old[self.random.randrange(REPLAYED_MAX)] = (source, to, sender, message)
+        if self.random.random() < self.replay:
+            self._arrive_in(self.delay_max_s, *self.random.choice(self._old))
+
+    def _arrive_in(self, delay_s: float, source: str, to: str, sender: Sender, message: Any) -> None:
+        self.later(delay_s, lambda: self._arrive(source, to, sender, message))
 
     def _arrive(self, source: str, to: str, sender: Sender, message: Any) -> None:
         node = self.nodes[to]
         if node.replica is not None and (source, to) not in self.cut:
-            node.receive(sender, message)
+            node.if_alive(lambda: node.receive(sender, message))()
 
-    def check_chosen(self, uid: str, entry: SlotEntry) -> None:
-        """One value per slot, for ever."""
-        known = self.chosen.setdefault(entry.slot, entry.value)
-        if known != entry.value:
-            raise Violation(f"{uid}: slot {entry.slot} has {bytes(entry.value)!r} and {bytes(known)!r}")
+    def disk_delay_s(self) -> float:
+        """How long the next write takes."""
+        if self.stall and self.random.random() < self.stall:
+            return self.random.uniform(0.5, 4.0)
+        return self.random.expovariate(1 / 0.002)
+
+    def isolate(self, uid: str) -> None:
+        """Cut ``uid`` off from every other."""
+        for other in self.voters:
+            if other != uid:
+                self.cut |= {(uid, other), (other, uid)}
+
+    def connect_only(self, *pairs: str) -> None:
+        """Cut every link but those of ``pairs``, written as two ids: ``"AB"``."""
+        linked = {(pair[0], pair[1]) for pair in pairs} | {(pair[1], pair[0]) for pair in pairs}
+        self.cut = {(a, b) for a in self.voters for b in self.voters if a != b and (a, b) not in linked}
+
+    def _note_leaders(self) -> None:
+        leading = self.leaders()
+        if leading != self._leading:
+            self.elected += [(self.now_s, uid) for uid in leading if uid not in self._leading]
+            self._leading = leading
 
     def leaders(self) -> list[str]:
         """Who leads at present."""

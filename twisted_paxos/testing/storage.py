@@ -14,7 +14,7 @@ from typing import NamedTuple
 from zope.interface import implementer
 
 from twisted_paxos.errors import StorageLocked
-from twisted_paxos.storage.disk import LOCK_NAME, IDisk
+from twisted_paxos.storage.disk import ASIDE_SUFFIX, LOCK_NAME, IDisk
 from twisted_paxos.storage.executor import TurnExecutor
 
 SECTOR_BYTES = 512
@@ -114,6 +114,7 @@ class SimulatedDisk:
         fail_read: every read fails with EIO.
         read_only: every change fails with EROFS.
         capacity_bytes: files may hold this much together; more fails with ENOSPC. None: no limit.
+        set_aside_files: what `set_aside` moved away.
         operations: how many writes, syncs and changes of names there were.
         stop_after: every operation after so many fails with EIO, as when the machine stops in the
             midst of them; `crash` says what is left. None: never.
@@ -127,6 +128,7 @@ class SimulatedDisk:
         self.capacity_bytes: int | None = None
         self.operations = 0
         self.stop_after: int | None = None
+        self.set_aside_files: dict[str, bytes] = {}
         self._files: dict[str, _File] = {}
         self._durable_files: dict[str, _File] = {}
         self._locked = False
@@ -218,6 +220,18 @@ class SimulatedDisk:
         self._change()
         self._need(max(0, size_bytes - self.size(name)))
         self._file(name).resize(size_bytes)
+
+    def set_aside(self) -> str:
+        """See `IDisk`."""
+        self._change()
+        self.set_aside_files = self.snapshot()
+        self._files = {}
+        self._durable_files = {}
+        return f"{self.path}{ASIDE_SUFFIX}"
+
+    def aside(self) -> str:
+        """See `IDisk`."""
+        return f"{self.path}{ASIDE_SUFFIX}" if self.set_aside_files else ""
 
     def close(self) -> None:
         """See `IDisk`."""

@@ -150,6 +150,7 @@ class Connection:
         self._reading = True
         self._flush_planned = False
         self._write_closed = False
+        self._aborting = False
         self._producer: Any = None
         self._streaming = False
         self._producer_paused = False
@@ -193,7 +194,7 @@ class Connection:
     def abortConnection(self) -> None:
         """Close at once; the peer sees a reset."""
         if self.connected:
-            self.disconnecting = True
+            self.disconnecting = self._aborting = True
             self._unsent.clear()
             self._outgoing.clear()
             self._outgoing.reset()
@@ -271,7 +272,7 @@ class Connection:
     def flush(self) -> None:
         """Hand to the network what its window takes, then see who waits for that."""
         self._flush_planned = False
-        if not self.connected:
+        if not self.connected or self._aborting:
             return
         room = WINDOW_MAX_BYTES - self._outgoing.in_flight_bytes
         if self._unsent and room > 0:

@@ -1,0 +1,190 @@
+"""Sees what no node can see: every disk and every message; knows what is truly chosen.
+
+`PureCluster` shows it everything. It holds no opinion on how nodes work, only on what must never
+happen: rules 1 to 7 of `docs/protocol.md`, stated on disks and messages alone. So a fault in the
+core shows when it is made, not only when it has led two nodes to different values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from msgspec import Raw
+
+from twisted_paxos.core import limits
+from twisted_paxos.core.ballot import NO_BALLOT, ProposalID
+from twisted_paxos.core.messages import (
+    Accept,
+    Accepted,
+    Chosen,
+    Entry,
+    Heartbeat,
+    HeartbeatReply,
+    Nack,
+    Prepare,
+    Promise,
+    SlotEntry,
+    Status,
+)
+
+
+class Violation(AssertionError):
+    """Something that must never happen."""
+
+
+Life = tuple[str, int]
+"""One start of one node: its id, and how often it was started."""
+
+Stored = Mapping[int, tuple[bool, Entry]]
+"""What a disk holds: slot -> (learnt, not accepted; entry)."""
+
+
+class Witness:
+    """The truth about a run.
+
+    Args:
+        majority: how many acceptors choose.
+
+    Attributes:
+        chosen: slot -> value of every slot that a majority has durably accepted at one ballot.
+        chosen_upto: every slot up to here is among them.
+    """
+
+    def __init__(self, majority: int) -> None:
+        self.majority = majority
+        self.chosen: dict[int, Raw] = {}
+        self.chosen_upto = 0
+        self._chosen_at: dict[int, ProposalID] = {}
+        self._votes: dict[tuple[int, ProposalID], set[str]] = {}
+        self._proposed: dict[tuple[int, ProposalID], Raw] = {}
+        self._ballot_lives: dict[ProposalID, Life] = {}
+        self._seen: dict[Life, ProposalID] = {}
+        self._parts: dict[tuple[Life, int], list[Promise]] = {}
+        self._counted: dict[ProposalID, int] = {}
+        self._checks = {
+            Prepare: self._prepare,
+            Promise: self._promise,
+            Accept: self._accept,
+            Accepted: self._accepted,
+            Chosen: self._chosen,
+            Heartbeat: self._heartbeat,
+            HeartbeatReply: self._heartbeat,
+        }
+
+    # -- what is told
+
+    def voted(self, uid: str, slot: int, ballot: ProposalID, value: Raw) -> None:
+        """``uid`` has durably accepted this."""
+        if self._proposed.setdefault((slot, ballot), value) != value:
+            raise Violation(f"{uid}: stored another value in slot {slot} than {ballot} proposed")
+        votes = self._votes.setdefault((slot, ballot), set())
+        votes.add(uid)
+        if len(votes) < self.majority:
+            return
+        if self.chosen.setdefault(slot, value) != value:
+            raise Violation(f"slot {slot} has two chosen values, the second at {ballot}")
+        self._chosen_at[slot] = min(ballot, self._chosen_at.get(slot, ballot))
+        while self.chosen_upto + 1 in self.chosen:
+            self.chosen_upto += 1
+
+    def recovered(self, uid: str, chosen_upto: int, stored: Stored) -> None:
+        """``uid`` starts, and takes these slots of its disk as chosen."""
+        for slot in range(1, chosen_upto + 1):
+            self._is_chosen(f"{uid} at its start", SlotEntry(slot, *stored[slot][1]))
+
+    def applied(self, uid: str, entry: SlotEntry) -> None:
+        """``uid`` applies this as chosen."""
+        self._is_chosen(f"{uid} applying", entry)
+
+    def _is_chosen(self, who: str, entry: SlotEntry) -> None:
+        if entry.slot not in self.chosen:
+            raise Violation(f"{who}: slot {entry.slot} is not chosen")
+        if self.chosen[entry.slot] != entry.value:
+            chosen = bytes(self.chosen[entry.slot])
+            raise Violation(f"{who}: slot {entry.slot} has {bytes(entry.value)!r}, chosen is {chosen!r}")
+
+    # -- messages
+
+    def delivered(self, life: Life, message: Any) -> None:
+        """A message reached a node: after a higher ballot it sends nothing more under its own."""
+        ballots = [NO_BALLOT]
+        if isinstance(message, Accepted):
+            ballots.append(message.ballot)
+        elif isinstance(message, Nack) and message.ballot.uid == life[0]:
+            ballots.append(message.promised)
+        elif isinstance(message, Chosen):
+            ballots += [entry.ballot for entry in message.entries]
+        self._seen[life] = max(self._seen.get(life, NO_BALLOT), *ballots)
+
+    def sent(self, life: Life, promised: ProposalID, stored: Stored, message: Any) -> None:
+        """A node sends ``message`` while its disk holds ``promised`` and ``stored``."""
+        check = self._checks.get(type(message))
+        if check is not None:
+            check(life, promised, stored, message)
+
+    def _prepare(self, life: Life, promised: ProposalID, stored: Stored, message: Prepare) -> None:
+        """Rule 1: the ballot is durable; it belongs to one life of one node."""
+        if promised < message.ballot:
+            raise Violation(f"rule 1: {life} sends Prepare {message.ballot}, its disk has {promised}")
+        if self._ballot_lives.setdefault(message.ballot, life) != life or message.ballot.uid != life[0]:
+            raise Violation(f"rule 1: {life} uses {message.ballot} of {self._ballot_lives[message.ballot]}")
+
+    def _promise(self, life: Life, promised: ProposalID, stored: Stored, message: Promise) -> None:
+        """Rules 1 and 2: durable, and complete."""
+        if promised < message.ballot:
+            raise Violation(f"rule 1: {life} promises {message.ballot}, its disk has {promised}")
+        if message.chosen_upto > self.chosen_upto:
+            raise Violation(f"rule 3: {life} reports slots up to {message.chosen_upto} as chosen")
+        parts = self._parts.setdefault((life, message.promise_id), [])
+        parts.append(message)
+        if len(parts) < message.parts:
+            return
+        del self._parts[life, message.promise_id]
+        told = {entry.slot: entry.ballot for part in parts for entry in part.accepted}
+        for slot, (learnt, entry) in stored.items():
+            if learnt or slot <= message.chosen_upto or entry.ballot >= message.ballot:
+                continue
+            if told.get(slot, NO_BALLOT) < entry.ballot:
+                raise Violation(f"rule 2: {life} promises {message.ballot} without its vote in slot {slot}")
+
+    def _accept(self, life: Life, promised: ProposalID, stored: Stored, message: Accept) -> None:
+        """Rules 1, 4 and 6."""
+        if promised < message.ballot:
+            raise Violation(f"rule 1: {life} sends Accept {message.ballot}, its disk has {promised}")
+        if message.slot > message.chosen_upto + limits.ALPHA:
+            raise Violation(f"rule 4: {life} proposes slot {message.slot} above {message.chosen_upto}")
+        if self._seen.get(life, NO_BALLOT) > message.ballot:
+            raise Violation(f"rule 4: {life} goes on with {message.ballot} after {self._seen[life]}")
+        if self._proposed.setdefault((message.slot, message.ballot), message.value) != message.value:
+            raise Violation(f"rule 4: {life} proposes two values in slot {message.slot} at {message.ballot}")
+        self._counts(life, message.ballot, message.chosen_upto)
+
+    def _accepted(self, life: Life, promised: ProposalID, stored: Stored, message: Accepted) -> None:
+        """Rules 1 and 5: durable, exactly these slots at exactly this ballot."""
+        if promised < message.ballot:
+            raise Violation(f"rule 1: {life} accepted {message.ballot}, its disk has {promised}")
+        for slot in message.slots:
+            if slot not in self.chosen and life[0] not in self._votes.get((slot, message.ballot), ()):
+                raise Violation(f"rule 1: {life} has not stored slot {slot} at {message.ballot}")
+
+    def _chosen(self, life: Life, promised: ProposalID, stored: Stored, message: Chosen) -> None:
+        """Rule 7: only what is chosen moves."""
+        for entry in message.entries:
+            self._is_chosen(f"rule 7: {life} answering", entry)
+
+    def _heartbeat(
+        self, life: Life, promised: ProposalID, stored: Stored, message: Heartbeat | HeartbeatReply
+    ) -> None:
+        status: Status = message.status
+        if status.chosen_upto > self.chosen_upto:
+            raise Violation(f"{life} claims {status.chosen_upto} slots as chosen")
+        if status.leading:
+            self._counts(life, status.ballot, status.chosen_upto)
+
+    def _counts(self, life: Life, ballot: ProposalID, chosen_upto: int) -> None:
+        """Rule 6: a leader counts only slots chosen at ballots up to its own."""
+        for slot in range(self._counted.get(ballot, 0) + 1, chosen_upto + 1):
+            if slot not in self._chosen_at or self._chosen_at[slot] > ballot:
+                raise Violation(f"rule 6: {life} counts slot {slot} as chosen at {ballot} or below")
+        self._counted[ballot] = max(chosen_upto, self._counted.get(ballot, 0))
