@@ -117,7 +117,10 @@ class ISnapshotWriter(Interface):
         """
 
     def finish() -> Deferred[None]:
-        """Make it the newest complete snapshot, atomically; fires when that is durable and the older is gone."""
+        """Make it the newest complete snapshot, atomically.
+
+        Fires when that is durable and the older one is gone.
+        """
 
     def abort() -> None:
         """Drop what was written of it."""

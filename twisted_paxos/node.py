@@ -24,10 +24,10 @@ from twisted_paxos.applier import Applier
 from twisted_paxos.config import NodeConfig
 from twisted_paxos.core import limits
 from twisted_paxos.core.ballot import ProposalID
-from twisted_paxos.core.effects import Effects
+from twisted_paxos.core.effects import Effects, Readable
 from twisted_paxos.core.messages import Command, Envelope, SlotEntry
-from twisted_paxos.core.replica import Replica, ReplicaSettings
 from twisted_paxos.core.records import Recovered
+from twisted_paxos.core.replica import Replica, ReplicaSettings
 from twisted_paxos.errors import (
     NodeStopped,
     Overloaded,
@@ -54,6 +54,9 @@ RECEIVE_BUFFER_BYTES = 4 << 20
 
 OWN_HELD_MAX = 10_000
 """Commands of the embedding program that may wait until its session is open."""
+
+READS_WAITING_MAX = 100_000
+"""Linearizable reads that may wait at a node."""
 
 REPORT_WAITING_S = 5.0
 """How often a node that cannot vote yet says for whom it waits."""
@@ -168,6 +171,9 @@ class PersistentPaxosNode(Service):
         self._reported_leader: ProposalID | None = None
         self.lost = False
         self._session: _OwnSession | None = None
+        self._new_reads: list[Deferred[None]] = []
+        self._reads: dict[int, list[Deferred[None]]] = {}
+        self._reads_waiting = 0
         self._chosen_listeners: list[Callable[[int], None]] = []
 
     # -- start and stop
@@ -216,6 +222,7 @@ class PersistentPaxosNode(Service):
             self.messenger,
             self._receive_own,
             self._apply,
+            self._confirmed,
             lambda: (self.replica.log.chosen_upto, self.replica.log.log_start),
             self._fail,
             self._end_incarnation,
@@ -312,6 +319,7 @@ class PersistentPaxosNode(Service):
             self._timer.cancel()
         if self._session is not None:
             self._session.stop()
+        self._fail_reads()
 
     def _fail(self, reason: str | Failure) -> None:
         """The node must end, now and with one line."""
@@ -413,6 +421,7 @@ class PersistentPaxosNode(Service):
         self._flush_planned = False
         if not self._stopping:
             now_s = self._reactor.seconds()
+            self._perform(self._decide(lambda: self._ask_reads(now_s)))
             self._perform(self._decide(lambda: self.replica.flush(now_s)))
 
     @staticmethod
@@ -443,6 +452,52 @@ class PersistentPaxosNode(Service):
         if self._session is None:
             self._session = _OwnSession(self, self._entropy())
         return self._session.propose(command if isinstance(command, Raw) else encode_opaque(command))
+
+    def read(self) -> Deferred[None]:
+        """Begin a linearizable read, at any node.
+
+        Returns:
+            fires when the state machine here has applied everything that any node had answered
+            for before this call: then look at it in the same turn. Waits as long as there is no
+            leader with a majority: cancel it when that is too long. Fails with `NodeStopped`.
+
+        Raises:
+            Overloaded: too many reads wait already.
+        """
+        if self._stopping or not self.running:
+            raise NodeStopped("the node is stopping; ask another one")
+        if self._reads_waiting >= READS_WAITING_MAX:
+            raise Overloaded(f"{self._reads_waiting:,} reads wait already; try again later")
+        self._reads_waiting += 1
+        self._new_reads.append(waiting := Deferred())
+        self._plan_flush()
+        return waiting
+
+    def _ask_reads(self, now_s: float) -> Effects:
+        """One question for all reads of this turn."""
+        reads, self._new_reads = self._new_reads, []
+        if not reads:
+            return Effects()
+        read_id, effects = self.replica.read(now_s)
+        self._reads[read_id] = reads
+        return effects
+
+    def _confirmed(self, readable: Readable) -> None:
+        reads = self._reads.pop(readable.read_id, [])
+        self.applier.when_applied(readable.slot).addCallback(lambda _: self._answer_reads(reads))
+
+    def _answer_reads(self, reads: list[Deferred[None]]) -> None:
+        self._reads_waiting -= len(reads)
+        for waiting in reads:
+            if not waiting.called:
+                waiting.callback(None)
+
+    def _fail_reads(self) -> None:
+        waiting = [*self._new_reads, *(read for reads in self._reads.values() for read in reads)]
+        self._new_reads, self._reads = [], {}
+        for read in waiting:
+            if not read.called:
+                read.errback(NodeStopped("the node stopped; ask another one"))
 
     # -- chosen slots
 

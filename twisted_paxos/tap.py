@@ -28,6 +28,7 @@ from twisted.logger import Logger
 from twisted.python import usage
 from twisted.python.failure import Failure
 
+from twisted_paxos import __version__
 from twisted_paxos.config import NodeConfig, build_config
 from twisted_paxos.errors import ConfigError, PaxosError
 
@@ -78,6 +79,11 @@ class Options(usage.Options):
     def __init__(self) -> None:
         super().__init__()
         self.peers: list[str] = []
+
+    def opt_version(self) -> NoReturn:
+        """Print the version and exit."""
+        print(f"twisted_paxos {__version__}")
+        raise SystemExit(0)
 
     def opt_peer(self, peer: str) -> None:
         """A voter as ID=host:port; once for each of them, this node included."""
@@ -241,7 +247,7 @@ class NodeProcess(MultiService):
             return
         try:
             # Not closed: the lock lasts as long as the process.
-            self._pid_lock = open(self._pid_file, "rb")  # noqa: SIM115
+            self._pid_lock = open(self._pid_file, "rb")
             fcntl.flock(self._pid_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._pid_file = None
@@ -347,4 +353,5 @@ def check_client_endpoint(reactor: Any, endpoint: str) -> None:
     try:
         serverFromString(reactor, endpoint)
     except Exception as error:  # an endpoint's parser, a plugin perhaps, raises whatever comes of bad text
-        raise SystemExit(f"paxos: --client: {endpoint[:80]!r} is no server endpoint: {error}") from None
+        reason = " ".join(str(error).split())
+        raise SystemExit(f"paxos: --client: {endpoint[:80]!r} is no server endpoint: {reason}") from None

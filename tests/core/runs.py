@@ -63,7 +63,11 @@ class RandomRun:
         cluster.start()
         if not cluster.run(5, lambda: bool(cluster.leaders())):
             raise Violation("no leader in a healthy cluster")
-        cluster.loss, cluster.replay, cluster.stall = self.weather.loss, self.weather.replay, self.weather.stall
+        cluster.loss, cluster.replay, cluster.stall = (
+            self.weather.loss,
+            self.weather.replay,
+            self.weather.stall,
+        )
         while cluster.now_s < self.weather.seconds:
             cluster.run(self._random.expovariate(self.weather.writes_per_s))
             if self._random.random() < self.weather.commands:
@@ -94,7 +98,9 @@ class RandomRun:
                 node.crash()
         elif kind < 0.6:
             side = random.sample(cluster.voters, random.randrange(1, len(cluster.voters)))
-            cluster.cut = {(a, b) for a in cluster.voters for b in cluster.voters if (a in side) != (b in side)}
+            cluster.cut = {
+                (a, b) for a in cluster.voters for b in cluster.voters if (a in side) != (b in side)
+            }
         elif kind < 0.7:
             one, other = random.sample(cluster.voters, 2)
             cluster.cut.add((one, other))

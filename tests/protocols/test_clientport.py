@@ -18,7 +18,7 @@ from twisted_paxos.errors import NodeStopped, Overloaded, StorageDamaged, ValueT
 from twisted_paxos.interfaces import INode, IResultSink
 from twisted_paxos.protocols import clientport
 from twisted_paxos.protocols.clientport import ClientPort, ClientPortProtocol
-from twisted_paxos.statemachine.commands import OPEN_SESSION, encode_opaque
+from twisted_paxos.statemachine.commands import OPEN_SESSION, NodeStatus, encode_opaque
 from twisted_paxos.testing.fakenode import FakeNode
 from twisted_paxos.wire.client import (
     CLIENT_VERSION,
@@ -400,6 +400,27 @@ class ReadLogTests(ClientPortCase):
         self.clock.advance(0)
         waiting[1].callback(self.node.entries[3:])
         self.assertEqual([4], [entry.slot for entry in self.frames()[0].entries])
+
+    def test_chosen_and_not_yet_readable(self) -> None:
+        """A chosen slot that storage cannot give back yet is asked for again, not left out."""
+        for follow in (False, True):
+            with self.subTest(follow=follow):
+                entries, self.node.entries = self.node.entries, self.node.entries[:2]
+                self.patch(self.node, "status", lambda: NodeStatus("A", "leader", chosen_upto=3))
+                self.say(ReadLog(5, 1, follow))
+                self.assertEqual([1, 2], self.slots())
+                self.node.entries = entries
+                self.clock.advance(clientport.READ_RETRY_S)
+                self.assertEqual([3], self.slots())
+
+    def test_chosen_and_never_readable(self) -> None:
+        """A slot that cannot be read in the end is a failure, not the end of the log."""
+        self.patch(clientport, "READ_RETRIES_MAX", 3)
+        self.patch(self.node, "status", lambda: NodeStatus("A", "leader", chosen_upto=9))
+        self.say(ReadLog(5, 4))
+        self.clock.pump([clientport.READ_RETRY_S] * 4)
+        (answer,) = self.answers()
+        self.assertEqual((5, "unavailable"), (answer.request_id, answer.code))
 
     def test_failing_read(self) -> None:
         """A node that cannot read its log says so; the connection stays."""

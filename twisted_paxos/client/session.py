@@ -52,6 +52,9 @@ STALL_S: Final = 2.0
 SESSION_FRESH_S: Final = 600.0
 """A session unused for so long is given up for a new one: the cluster may forget it (after an hour)."""
 
+TIMER_MIN_S = 0.001
+"""Shorter waits are rounded up: a time that rounding puts just ahead of now must not loop."""
+
 LATE_S: Final = 1.0
 """A timer that runs so much too late shows that this process slept: answers may wait unread."""
 
@@ -280,7 +283,8 @@ class Client:
         self._pending.expire(now_s, self._why)
         next_s = self._pending.next_deadline_s
         if self._pending.in_flight or self._pending.waiting:
-            self._start_timer("deadline", max(0.0, next_s - now_s), partial(self._check_deadlines, next_s))
+            delay_s = max(TIMER_MIN_S, next_s - now_s)
+            self._start_timer("deadline", delay_s, partial(self._check_deadlines, next_s))
         self._flush_soon()
 
     def _watch_for_stall(self) -> None:
@@ -299,7 +303,7 @@ class Client:
         if quiet_s >= STALL_S:
             self._connection.drop(f"{self.endpoint} gave no result for {quiet_s:.1f} s")
             return
-        delay_s = STALL_S - quiet_s
+        delay_s = max(TIMER_MIN_S, STALL_S - quiet_s)
         self._start_timer("stall", delay_s, partial(self._check_stall, now_s + delay_s))
 
     # -- the connection ------------------------------------------------------------------------

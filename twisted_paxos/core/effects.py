@@ -36,6 +36,13 @@ class ReadChosen(NamedTuple):
     upto_slot: int
 
 
+class Readable(NamedTuple):
+    """A read of this node is confirmed: it may be answered once ``slot`` is applied."""
+
+    read_id: int
+    slot: int
+
+
 class Effects:
     """What is to be done, in this order.
 
@@ -46,11 +53,12 @@ class Effects:
             and everything that was given to storage before them.
         chosen: slots to apply, in order, without a gap.
         reads: answers that storage has.
+        readable: reads of this node that are confirmed.
         lost: this incarnation may not go on, and why: its storage is not what it once was. The node
             must set it aside and come back as a new incarnation. Empty otherwise.
     """
 
-    __slots__ = ("chosen", "lost", "reads", "records", "replies", "sends")
+    __slots__ = ("chosen", "lost", "readable", "reads", "records", "replies", "sends")
 
     def __init__(
         self,
@@ -63,6 +71,7 @@ class Effects:
         self.replies: list[Send] = list(replies)
         self.chosen: list[SlotEntry] = []
         self.reads: list[ReadChosen] = []
+        self.readable: list[Readable] = []
         self.lost = ""
 
     def add(self, other: Effects) -> None:
@@ -72,10 +81,11 @@ class Effects:
         self.replies += other.replies
         self.chosen += other.chosen
         self.reads += other.reads
+        self.readable += other.readable
         self.lost = self.lost or other.lost
 
     def __bool__(self) -> bool:
-        return bool(self.records or self.sends or self.replies or self.chosen or self.reads or self.lost)
+        return any(getattr(self, name) for name in self.__slots__)
 
     def __repr__(self) -> str:
         parts = [f"{name}={getattr(self, name)!r}" for name in self.__slots__ if getattr(self, name)]

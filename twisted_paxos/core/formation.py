@@ -41,13 +41,35 @@ class BootRecorded(msgspec.Struct, frozen=True):
 
 
 class _Reported:
-    """What an incarnation has said that it holds: all of it was durable before it said so."""
+    """What an incarnation has said that it holds: all of it was durable before it said so.
 
-    __slots__ = ("promised", "upto")
+    Attributes:
+        boot: the latest start that reported.
+        promised, upto: the highest ballot and slot reported by it.
+        earlier_promised, earlier_upto: by the starts before it.
+    """
 
-    def __init__(self) -> None:
-        self.promised = NO_BALLOT
-        self.upto = 0
+    __slots__ = ("boot", "earlier_promised", "earlier_upto", "promised", "upto")
+
+    def __init__(self, boot: int) -> None:
+        self.boot = boot
+        self.promised = self.earlier_promised = NO_BALLOT
+        self.upto = self.earlier_upto = 0
+
+    def note(self, boot: int, promised: ProposalID, upto: int) -> None:
+        """Start number ``boot`` reported this."""
+        if boot > self.boot:
+            self.earlier_promised, self.earlier_upto = self.before(boot)
+            self.boot, self.promised, self.upto = boot, NO_BALLOT, 0
+        if boot == self.boot:
+            self.promised = max(self.promised, promised)
+            self.upto = max(self.upto, upto)
+
+    def before(self, boot: int) -> tuple[ProposalID, int]:
+        """What was reported before start number ``boot``."""
+        if boot <= self.boot:
+            return self.earlier_promised, self.earlier_upto
+        return max(self.promised, self.earlier_promised), max(self.upto, self.earlier_upto)
 
 
 class Formation:
@@ -191,11 +213,13 @@ class Formation:
 
     def reported(self, sender: Sender, promised: ProposalID, upto: int = 0) -> None:
         """``sender`` said, by a Promise or an Accepted, that this is durable at it."""
-        known = self._reported.setdefault(sender.incarnation, _Reported())
-        if promised > known.promised:
-            known.promised = promised
-        if upto > known.upto:
-            known.upto = upto
+        known = self._reported.get(sender.incarnation)
+        if known is None:
+            if not self.membership.is_member(sender):
+                return
+            known = self._reported[sender.incarnation] = _Reported(sender.boot)
+        if promised > known.promised or upto > known.upto or sender.boot != known.boot:
+            known.note(sender.boot, promised, upto)
 
     def admit(self, sender: Sender, message: object) -> tuple[bool, Effects]:
         """Whether to listen to this start of a member, and what to say or save otherwise.
@@ -225,10 +249,11 @@ class Formation:
         reported = self._reported.get(sender.incarnation)
         if reported is None:
             return ""
-        if status.recovered_promised < reported.promised:
-            return f"it promised {reported.promised} and now knows of {status.recovered_promised} only"
-        if status.recovered_upto < reported.upto:
-            return f"it accepted slot {reported.upto} and now has slots up to {status.recovered_upto} only"
+        promised, upto = reported.before(sender.boot)
+        if status.recovered_promised < promised:
+            return f"it promised {promised} and now knows of {status.recovered_promised} only"
+        if status.recovered_upto < upto:
+            return f"it accepted slot {upto} and now has slots up to {status.recovered_upto} only"
         return ""
 
     def _record_boot(self, sender: Sender) -> Effects:

@@ -13,8 +13,8 @@ VALUE_MAX_BYTES: Final = 1 << 20
 PAYLOAD_MAX_BYTES: Final = VALUE_MAX_BYTES * 4 // 3 + 64
 """The largest encoded payload: a value of VALUE_MAX_BYTES as base64, with what surrounds it."""
 
-FRAME_MAX_BYTES: Final = 2 * VALUE_MAX_BYTES
-"""The largest message on a TCP link: a largest value and all that surrounds it."""
+FRAME_MAX_BYTES: Final = 4 * VALUE_MAX_BYTES
+"""The largest message on a TCP link: an answer to a Fetch and one largest payload more."""
 
 BATCH_TARGET_BYTES: Final = 45_000
 """A leader stops adding commands to a value here; one larger command goes alone."""
@@ -43,6 +43,9 @@ BALLOTS_PER_SLOT: Final = 8
 
 FETCH_BYTES: Final = VALUE_MAX_BYTES
 """The size that an answer to a Fetch stops at (one entry more than fits is never cut)."""
+
+READS_MAX: Final = 10_000
+"""Reads that may wait at a leader for their confirmation; a node sends one for all of a turn."""
 
 SESSIONS_MAX: Final = 100_000
 """Open client sessions; beyond it, opening one is refused."""

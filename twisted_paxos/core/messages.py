@@ -256,6 +256,33 @@ class ForwardReply(Struct, frozen=True, tag="forward_reply"):
     taken: bool
 
 
+class ReadRequest(Struct, frozen=True, tag="read_request"):
+    """Asks the leader for the slot that a linearizable read must have applied."""
+
+    read_id: Count
+
+
+class ReadAt(Struct, frozen=True, tag="read_at"):
+    """Answers a `ReadRequest`: with ``slot`` applied, the read sees all that was answered before it."""
+
+    read_id: Count
+    slot: Count
+
+
+class Confirm(Struct, frozen=True, tag="confirm"):
+    """Asks acceptors whether the leader of ``ballot`` is still theirs; ``nonce`` is its count."""
+
+    ballot: ProposalID
+    nonce: Count
+
+
+class Confirmed(Struct, frozen=True, tag="confirmed"):
+    """Answers a `Confirm`: at this moment the sender has promised nothing above ``ballot``."""
+
+    ballot: ProposalID
+    nonce: Count
+
+
 class Join(Struct, frozen=True, tag="join"):
     """First formation: asks to record the sender's incarnation (DESIGN.md section 6).
 
@@ -320,6 +347,10 @@ Message: TypeAlias = (
     | Join
     | Joined
     | Admit
+    | ReadRequest
+    | ReadAt
+    | Confirm
+    | Confirmed
     | Refused
 )
 

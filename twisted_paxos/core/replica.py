@@ -41,6 +41,7 @@ from twisted_paxos.core.messages import (
 )
 from twisted_paxos.core.proposer import Phase, Proposer
 from twisted_paxos.core.quorum import Membership
+from twisted_paxos.core.reads import Reads
 from twisted_paxos.core.records import Recovered
 from twisted_paxos.core.requests import Requests
 
@@ -106,6 +107,7 @@ class Replica:
         self.proposer = Proposer(settings.uid, self.log, self.membership, self.learner, random)
         self.election = Election(settings.uid, self.membership, settings.heartbeat_s, random, now_s)
         self.requests = Requests(random)
+        self.reads = Reads(settings.uid, self.acceptor, self.proposer, random)
         self.disk_waiting_since_s: float | None = None
         self._recovered_promised = recovered.promised
         self._recovered_upto = max(recovered.entries, default=recovered.chosen_upto)
@@ -125,6 +127,7 @@ class Replica:
             Forward: self._on_forward,
             ForwardReply: self._on_forward_reply,
             Admit: self._on_admit,
+            **dict.fromkeys(Reads.takes, self.reads.receive),
             **dict.fromkeys(Formation.takes, self._on_formation),
         }
 
@@ -389,6 +392,10 @@ class Replica:
         effects.add(self.proposer.advance(now_s))
         return effects
 
+    def read(self, now_s: float) -> tuple[int, Effects]:
+        """Begin a linearizable read; see `Reads.ask`."""
+        return self.reads.ask(self.leader, now_s)
+
     def applied(self, commands: Sequence[Command], log_time_ms: int) -> None:
         """A slot was applied here."""
         self.proposer.applied(commands)
@@ -410,6 +417,7 @@ class Replica:
         effects.add(self.learner.tick(now_s))
         effects.add(self.proposer.tick(now_s))
         effects.add(self.requests.tick(now_s))
+        effects.add(self.reads.tick(self.leader, now_s))
         effects.add(self.flush(now_s))
         return effects
 
@@ -420,6 +428,7 @@ class Replica:
             self.learner.deadline_s,
             self.proposer.deadline_s,
             self.requests.deadline_s,
+            self.reads.deadline_s,
         )
         deadline_s = self.election.deadline_s(self.acceptor.promised, now_s)
         return min([deadline_s, *(t for t in times if t is not None)])

@@ -60,6 +60,11 @@ BACKLOG_MAX_BYTES: Final = 4 << 20
 READ_CHUNK_BYTES: Final = 64 << 10
 """Values asked of the node for one `LogEntries` frame."""
 
+READ_RETRY_S: Final = 0.02
+READ_RETRIES_MAX: Final = 250
+"""A slot is known as chosen a little before storage can give it back: how often, and how many times
+it is asked for again before the read fails."""
+
 RESULTS_PER_FRAME: Final = 4_000
 """Results in one frame: below the frame limit, with the longest client ids too."""
 
@@ -329,7 +334,8 @@ class _LogRead:
         self._request_id = request.request_id
         self._follow = request.follow
         self._next_slot = request.from_slot
-        self._end_slot = 0
+        self._end_slot = 0  # Known as chosen; a plain read ends there.
+        self._retries = 0
         self._asking: Deferred[Any] | None = None
         self._ask_again = False
         self._stopped = False
@@ -337,12 +343,11 @@ class _LogRead:
 
     def start(self) -> None:
         """Send the first chunk."""
+        status = self._node.status()
+        assert isinstance(status, NodeStatus)
+        self._end_slot = status.chosen_upto
         if self._follow:
             self._stop_listening = self._node.on_chosen(self._chosen)
-        else:
-            status = self._node.status()
-            assert isinstance(status, NodeStatus)
-            self._end_slot = status.chosen_upto
         self.go_on()
 
     def stop(self) -> None:
@@ -366,6 +371,7 @@ class _LogRead:
         asking.addErrback(self._broken)
 
     def _chosen(self, chosen_upto: int) -> None:
+        self._end_slot = max(self._end_slot, chosen_upto)
         if chosen_upto >= self._next_slot:
             self.go_on()
 
@@ -377,7 +383,11 @@ class _LogRead:
             entries = [entry for entry in entries if entry.slot <= self._end_slot]
         if entries:
             self._next_slot = entries[-1].slot + 1
-        last = not self._follow and (not entries or self._next_slot > self._end_slot)
+            self._retries = 0
+        elif self._next_slot <= self._end_slot:
+            self._retry()
+            return
+        last = not self._follow and self._next_slot > self._end_slot
         if entries or last:
             self._protocol._reply(LogEntries(self._request_id, tuple(entries), last))
         if last:
@@ -385,6 +395,17 @@ class _LogRead:
         elif entries or self._ask_again:
             # Not from here: a node that answers at once would recurse, and starve its reactor.
             self._protocol.port.reactor.callLater(0, self.go_on)
+
+    def _retry(self) -> None:
+        """The next slot is chosen, and cannot be read yet."""
+        self._retries += 1
+        if self._retries <= READ_RETRIES_MAX:
+            delay_s = 0 if self._ask_again else READ_RETRY_S
+            self._protocol.port.reactor.callLater(delay_s, self.go_on)
+            return
+        self.stop()
+        message = f"slot {self._next_slot} is chosen and cannot be read here; try another node"
+        self._protocol._reply(Failure(self._request_id, "unavailable", message))
 
     def _failed(self, failure: TwistedFailure) -> None:
         self._asking = None

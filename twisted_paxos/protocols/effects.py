@@ -17,7 +17,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from twisted_paxos.core import limits
-from twisted_paxos.core.effects import EVERYONE, OTHERS, Effects, ReadChosen, Send, merge_accepted
+from twisted_paxos.core.effects import EVERYONE, OTHERS, Effects, Readable, ReadChosen, Send, merge_accepted
 from twisted_paxos.core.messages import Chosen, SlotEntry
 from twisted_paxos.core.records import Record, SaveAccepted, SaveChosen
 from twisted_paxos.errors import StorageFull
@@ -48,6 +48,7 @@ class EffectPerformer:
         messenger: how messages leave.
         deliver: takes a message of this node to itself.
         apply: takes chosen slots, in order.
+        readable: takes reads that are confirmed.
         chosen_range: gives (chosen_upto, log_start) for answers to Fetches.
         stop: ends the node, with a reason: storage failed.
         lost: ends this incarnation, with a reason: its storage is not what it once was.
@@ -68,6 +69,7 @@ class EffectPerformer:
         messenger: IMessenger,
         deliver: Callable[[Any], Effects],
         apply: Callable[[Sequence[SlotEntry]], None],
+        readable: Callable[[Readable], None],
         chosen_range: Callable[[], tuple[int, int]],
         stop: Callable[[str | Failure], None],
         lost: Callable[[str], None],
@@ -84,6 +86,7 @@ class EffectPerformer:
         self._messenger = messenger
         self._deliver = deliver
         self._apply = apply
+        self._readable = readable
         self._chosen_range = chosen_range
         self._stop = stop
         self._lost = lost
@@ -143,6 +146,8 @@ class EffectPerformer:
             self._apply(effects.chosen)
         for read in effects.reads:
             self._read(read)
+        for readable in effects.readable:
+            self._readable(readable)
 
     # -- persist
 
@@ -187,7 +192,7 @@ class EffectPerformer:
         released, self._writing = self._writing, None
         assert released is not None
         self._unwritten_bytes -= _size_bytes(records) + RECORD_OVERHEAD_BYTES * len(released)
-        self._note_stored(self._covered_upto)
+        self._note_stored(self._covered_upto if self._records else self._chosen_upto)
         self.full = False
         self.waiting_since_s = None
         if self._records:

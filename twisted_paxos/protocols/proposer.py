@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from twisted_paxos.core.messages import (
     Admit,
+    Confirm,
+    Confirmed,
     Forward,
     ForwardReply,
     Heartbeat,
     HeartbeatReply,
     Join,
     Joined,
+    ReadAt,
+    ReadRequest,
     Refused,
 )
 from twisted_paxos.core.proposer import Proposer
@@ -23,6 +27,19 @@ class ProposerProtocol(RoleProtocol):
 
 
 class MemberProtocol(RoleProtocol):
-    """Takes what decides who may propose and for whom: heartbeats, forwards, formation."""
+    """Takes what decides who may propose and for whom: heartbeats, forwards, reads, formation."""
 
-    takes = (Heartbeat, HeartbeatReply, Forward, ForwardReply, Join, Joined, Admit, Refused)
+    takes = (
+        Heartbeat,
+        HeartbeatReply,
+        Forward,
+        ForwardReply,
+        ReadRequest,
+        ReadAt,
+        Confirm,
+        Confirmed,
+        Join,
+        Joined,
+        Admit,
+        Refused,
+    )

@@ -40,7 +40,7 @@ NEVER_COMPACTED = -1
 _SHARDS = 64
 _SHARD_MASK = _SHARDS - 1
 _TUPLE_MAX = 8
-_TRIM_VERSIONS = 64
+_TRIM_FRACTION = 512
 _mod_revision = attrgetter("mod_revision")
 
 
@@ -285,10 +285,13 @@ class Mvcc:
         if place == length:
             del shard[key]
             self._dead.remove(key)
-        elif place >= _TRIM_VERSIONS or place * 2 >= length:
-            # Not one by one: a key that changes all the time has a long list.
-            left = history[place:]  # type: ignore[index]
-            shard[key] = left[0] if len(left) == 1 else left
+        elif place * _TRIM_FRACTION >= length:
+            # A key that changes all the time has a long list: not one by one, that moves all others.
+            if length - place > _TUPLE_MAX:
+                del history[:place]  # type: ignore[union-attr]
+            else:
+                left = tuple(history[place:])  # type: ignore[index]
+                shard[key] = left[0] if len(left) == 1 else left
 
 
 def _longer(history: History, kv: KeyValue) -> History:
