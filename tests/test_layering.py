@@ -27,12 +27,15 @@ LAYERS: dict[str, tuple[str, ...] | None] = {
     "storage": ("errors", "core", "interfaces"),
     "protocols": ("errors", "core", "wire", "statemachine", "interfaces", "config", "addresses"),
     "applier": ("errors", "core", "statemachine", "interfaces"),
+    "snapshots": ("errors", "core", "statemachine", "interfaces"),
     "node": (
-        *("errors", "core", "wire", "statemachine", "interfaces", "storage", "protocols", "applier"),
+        *("errors", "core", "wire", "statemachine", "interfaces", "storage", "protocols"),
+        *("applier", "snapshots"),
         *("config", "addresses"),
     ),
     "service": (
-        *("errors", "core", "wire", "statemachine", "interfaces", "storage", "protocols", "applier"),
+        *("errors", "core", "wire", "statemachine", "interfaces", "storage", "protocols"),
+        *("applier", "snapshots"),
         *("config", "addresses", "node"),
     ),
     "tap": ("errors", "config", "service"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import configparser
 import re
+import sys
 import tomllib
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -106,11 +108,14 @@ class MetadataTests(CheckoutCase):
             for line in self.metadata["options"]["install_requires"].split("\n")
             if line
         }
-        names = "twisted|zope|msgspec|crc32c|click|rich|hypothesis|attr|yaml|requests|numpy"
-        pattern = re.compile(rf"^\s*(?:from|import) ({names})\b", re.M)
         found = set()
         for path in (self.top / "twisted_paxos").rglob("*.py"):
-            found.update(pattern.findall(path.read_text()))
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Import):
+                    found.update(alias.name.partition(".")[0] for alias in node.names)
+                elif isinstance(node, ast.ImportFrom) and node.module:
+                    found.add(node.module.partition(".")[0])
+        found -= {*sys.stdlib_module_names, "twisted_paxos"}
         self.assertEqual({"zopeinterface" if name == "zope" else name for name in found}, required)
 
     def test_installed(self) -> None:

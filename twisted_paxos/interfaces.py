@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from msgspec import Raw
 from twisted.internet.defer import Deferred
 from twisted.plugin import IPlugin
 from zope.interface import Attribute, Interface
 
 from twisted_paxos.core.messages import Command, Message, SlotEntry
 from twisted_paxos.core.records import Record, Recovered
+from twisted_paxos.statemachine.machine import IStateMachine as IStateMachine
 
 if TYPE_CHECKING:
-    from twisted_paxos.statemachine.commands import Context, Result
+    from twisted_paxos.statemachine.commands import Result
 
 
 class IAcceptorStorage(Interface):
@@ -209,44 +209,3 @@ class INode(Interface):
 
     def on_chosen(listener: Callable[[int], None]) -> Callable[[], None]:
         """Call ``listener(chosen_upto)`` whenever slots were applied; returns what ends it."""
-
-
-class IStateMachine(Interface):
-    """A replicated state: the same commands in the same order give the same state and results anywhere.
-
-    Deterministic by contract: `apply`, `advance` and `restore` use nothing but their arguments and
-    the state; no clock, no randomness, no iteration over sets. All calls come on one thread.
-    `twisted_paxos.testing.determinism` checks an implementation.
-    """
-
-    deadline_ms: int | None = Attribute(
-        "The earliest log time in milliseconds at which `advance` has something to do; None: never."
-        " The leader sees to it that log time gets there."
-    )
-
-    def apply(payload: Raw, context: Context) -> Raw:
-        """Apply one command and return its result, as JSON.
-
-        Called once per command, in log order. Must not raise: a command that cannot be done
-        changes nothing and has an error as its result.
-        """
-
-    def advance(context: Context) -> None:
-        """Log time is now ``context.time_ms``; called once per slot, before its commands."""
-
-    def snapshot() -> Iterator[bytes]:
-        """The state of this moment, in pieces of about 64 KiB at most, made one by one.
-
-        A frozen view: `apply` and `advance` go on between two pieces and do not show in them.
-        Only one snapshot is under way at a time; closing the iterator ends it early.
-        """
-
-    def restore(pieces: Iterator[bytes]) -> Iterator[None]:
-        """Replace the state by what `snapshot` gave, of this or an earlier version.
-
-        Works piece by piece and yields in between, so that the caller can do other things; the
-        state must not be used before it is exhausted.
-
-        Raises:
-            ValueError: the pieces are no snapshot of this machine.
-        """

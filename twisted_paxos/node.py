@@ -25,7 +25,7 @@ from twisted_paxos.config import NodeConfig
 from twisted_paxos.core import limits
 from twisted_paxos.core.ballot import ProposalID
 from twisted_paxos.core.effects import Effects, Readable
-from twisted_paxos.core.messages import Command, Envelope, SlotEntry
+from twisted_paxos.core.messages import Command, Envelope, FetchPiece, Piece, Sender, SlotEntry
 from twisted_paxos.core.records import Recovered
 from twisted_paxos.core.replica import Replica, ReplicaSettings
 from twisted_paxos.errors import (
@@ -40,11 +40,22 @@ from twisted_paxos.interfaces import IAcceptorStorage, INode, IResultSink
 from twisted_paxos.protocols.acceptor import AcceptorProtocol
 from twisted_paxos.protocols.base import NodeProtocol, Receiver
 from twisted_paxos.protocols.effects import EffectPerformer
-from twisted_paxos.protocols.learner import LearnerProtocol
+from twisted_paxos.protocols.learner import LearnerProtocol, SnapshotProtocol
 from twisted_paxos.protocols.link import IncomingLinkFactory
 from twisted_paxos.protocols.messenger import SocketMessenger
 from twisted_paxos.protocols.proposer import MemberProtocol, ProposerProtocol
+from twisted_paxos.snapshots import (
+    DEFAULT_POLICY,
+    Policy,
+    SnapshotMaker,
+    SnapshotReceiver,
+    SnapshotServer,
+    restore,
+)
 from twisted_paxos.statemachine.commands import OPEN_SESSION, NodeStatus, Result, encode_opaque
+from twisted_paxos.statemachine.machine import IStateMachine
+from twisted_paxos.statemachine.opaque import OpaqueLog
+from twisted_paxos.statemachine.replicated import Header, ReplicatedState, committed_sets
 from twisted_paxos.wire.peer import DATAGRAM_MAX_BYTES, PeerCodec
 
 log = Logger()
@@ -136,6 +147,8 @@ class PersistentPaxosNode(Service):
             still leave is held back before.
         lost: called once with one line when this incarnation must end, and the node is to start
             again as a new one: its storage turned out to be an old copy.
+        machine: makes the state machine that commands are applied to, empty.
+        snapshot_policy: when snapshots are made.
 
     Attributes:
         lost: storage was here before and was set aside: set before the start.
@@ -152,6 +165,8 @@ class PersistentPaxosNode(Service):
         random: Callable[[], float],
         stop: Callable[[str], None],
         lost: Callable[[str], None],
+        machine: Callable[[], IStateMachine] = OpaqueLog,
+        snapshot_policy: Policy = DEFAULT_POLICY,
     ) -> None:
         self.uid = config.uid
         self.config = config
@@ -162,6 +177,8 @@ class PersistentPaxosNode(Service):
         self._random = random
         self._stop = stop
         self._lost = lost
+        self._machine = machine
+        self._snapshot_policy = snapshot_policy
         self._stopping = False
         self._timer: Any = None
         self._flush_planned = False
@@ -205,14 +222,15 @@ class PersistentPaxosNode(Service):
             self.config.datagram_limit,
             self._random,
         )
+        self.state = ReplicatedState(self._machine)
         self.applier = Applier(
             self._reactor,
             self.storage,
+            self.state,
             self.replica.requests.applied,
             self.replica.applied,
             self._fail,
             lambda: self.performer.stored_upto,
-            recovered.log_start,
         )
         self.applier.listeners.append(self._applied)
         self.performer = EffectPerformer(
@@ -223,11 +241,13 @@ class PersistentPaxosNode(Service):
             self._receive_own,
             self._apply,
             self._confirmed,
+            lambda source: self.snapshot_receiver.start(source),
             lambda: (self.replica.log.chosen_upto, self.replica.log.log_start),
             self._fail,
             self._end_incarnation,
             recovered.chosen_upto,
         )
+        self._make_snapshot_parts()
         try:
             self._listen()
         except CannotListenError:
@@ -245,9 +265,60 @@ class PersistentPaxosNode(Service):
             chosen_upto=recovered_upto,
             promised=str(self.replica.acceptor.promised),
         )
-        self.applier.start(recovered_upto)
         self.recovered = self.applier.when_applied(recovered_upto)
+        self._restore(recovered.snapshot_slot)
         self._tick()
+
+    def _make_snapshot_parts(self) -> None:
+        self.snapshot_maker = SnapshotMaker(
+            self._reactor,
+            self.storage,
+            self.state,
+            lambda slot: committed_sets(self.replica.membership.sets, slot, limits.ALPHA),
+            self.replica.compacted,
+            self._snapshot_policy,
+        )
+        self.snapshot_server = SnapshotServer(self._reactor, self.storage, self.messenger)
+        self.snapshot_receiver = SnapshotReceiver(
+            self._reactor, self.storage, self.messenger, self._snapshot_stored, self._random
+        )
+
+    # -- snapshots
+
+    def _restore(self, snapshot_slot: int) -> None:
+        """Bring the state to the newest snapshot, then on along the log."""
+        if not snapshot_slot:
+            self.applier.resume(self.replica.log.chosen_upto)
+            return
+        restoring = Deferred.fromCoroutine(restore(self._reactor, self.storage, self.state))
+        restoring.addCallback(self._restored)
+        restoring.addErrback(self._fail)
+
+    def _restored(self, header: Header | None) -> None:
+        if self._stopping or header is None:
+            return
+        log.info("restored the snapshot of slot {slot}", slot=header.slot)
+        if header.slot > self.replica.log.chosen_upto:
+            now_s = self._reactor.seconds()
+            self.performer.installed(header.slot)
+            self._perform(self._decide(lambda: self.replica.install(header.slot, header.sets, now_s)))
+        self.replica.applied((), header.log_time_ms)
+        self.applier.resume(self.replica.log.chosen_upto)
+
+    def _snapshot_stored(self, slot: int) -> None:
+        """A snapshot came from a peer: it takes the place of the state here, if it is ahead of it."""
+        if slot > self.replica.log.chosen_upto:
+            self.applier.pause()
+            self._restore(slot)
+
+    def snapshot_message_received(self, sender: Sender, message: FetchPiece | Piece) -> None:
+        """What the snapshot protocol calls."""
+        if self._stopping:
+            return
+        if isinstance(message, Piece):
+            self.snapshot_receiver.on_piece(sender, message)
+        else:
+            self.snapshot_server.on_fetch_piece(sender, message)
 
     def _recover(self) -> Recovered:
         """What storage holds; if that is damaged, it is set aside, and a new incarnation begins."""
@@ -276,6 +347,7 @@ class PersistentPaxosNode(Service):
             AcceptorProtocol(self, self.receiver, self._perform, self._reactor),
             ProposerProtocol(self, self.receiver, self._perform, self._reactor),
             LearnerProtocol(self, self.receiver, self._perform, self._reactor),
+            SnapshotProtocol(self, self.receiver, self._perform, self._reactor),
             MemberProtocol(self, self.receiver, self._perform, self._reactor),
         )
         self.protocol = NodeProtocol(roles, self.receiver, self.messenger.heard, self.messenger.attach)
@@ -314,6 +386,9 @@ class PersistentPaxosNode(Service):
         self._stopping = True
         self.performer.stop()
         self.applier.stop()
+        self.snapshot_maker.stop()
+        self.snapshot_server.stop()
+        self.snapshot_receiver.stop()
         self.links.close()
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
@@ -337,6 +412,9 @@ class PersistentPaxosNode(Service):
     def receive(self, sender: Any, message: Any, now_s: float) -> Effects:
         """What the role protocols call: the replica decides."""
         if self._stopping:
+            return Effects()
+        if isinstance(message, SnapshotProtocol.takes):
+            self.snapshot_message_received(sender, message)
             return Effects()
         if self.performer.overfull and isinstance(message, (*AcceptorProtocol.takes, *LearnerProtocol.takes)):
             self.receiver.drop("disk_behind", sender.uid)
@@ -517,6 +595,7 @@ class PersistentPaxosNode(Service):
                     ballot=str(ballot),
                     value=_shown(command.payload),
                 )
+        self.snapshot_maker.applied()
         for listener in tuple(self._chosen_listeners):
             listener(slot)
 

@@ -247,7 +247,7 @@ class NodeProcess(MultiService):
             return
         try:
             # Not closed: the lock lasts as long as the process.
-            self._pid_lock = open(self._pid_file, "rb")
+            self._pid_lock = open(self._pid_file, "rb")  # noqa: SIM115
             fcntl.flock(self._pid_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._pid_file = None

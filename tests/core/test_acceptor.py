@@ -177,15 +177,10 @@ class RestartTests(SynchronousTestCase):
             "then to B: Promise 4.B #1 1/1 upto 1 [2=1.A:v2]", lines(acceptor.on_prepare(B, prepare("4.B")))
         )
 
-    def test_startsWithAValueLearntAboveItsPromise(self) -> None:
-        """A fetched value may have a ballot that this acceptor never promised: it starts all the same."""
+    def test_rule1VoteAboveThePromiseIsDamage(self) -> None:
+        """Rule 1: no stored vote has a ballot above the stored promise; storage that says so is wrong."""
         log = Log(chosen_upto=1, entries=entries(s2=("5.C", 2)))
-        acceptor = Acceptor(log, ballot("1.A"))
-        self.assertEqual(acceptor.promised, ballot("1.A"))
-        self.assertIn(
-            "then to C: Promise 6.C #1 1/1 upto 1 [2=5.C:v2]",
-            lines(acceptor.on_prepare(sender("C"), prepare("6.C"))),
-        )
+        self.assertRaises(AssertionError, Acceptor, log, ballot("1.A"))
 
     def test_bytesOfTheWindowFollow(self) -> None:
         """The size of the window counts each slot's newest value once."""

@@ -171,6 +171,19 @@ class DurableObjectHandlerTests(SynchronousTestCase):
         error = self.assertRaises(StorageError, handler(self.disk).load)
         self.assertNotIsInstance(error, StorageDamaged)
 
+    def test_crash_while_an_interrupted_save_is_completed(self) -> None:
+        """Before the older copy is touched, the newer one is on the disk and not only in memory."""
+        for seed in range(40):
+            self.setUp()
+            thing = self.saved(1)
+            self.disk.stop_after = self.disk.operations + 1
+            self.assertRaises(OSError, thing.save, Thing(2))
+            self.disk.kill()
+            self.disk.stop_after = self.disk.operations + 2
+            self.assertRaises(OSError, handler(self.disk).load)
+            self.disk.crash(Random(seed))
+            self.assertEqual(handler(self.disk).load(), Thing(2))
+
     def test_unsynced_newer_copy_is_synced_before_use(self) -> None:
         """A save that reached one copy's memory only is made durable before anyone learns of it."""
         thing = self.saved(1)

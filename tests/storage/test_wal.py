@@ -1,4 +1,4 @@
-"""``file:`` under crashes, damage, full and failing disks."""
+"""``file:``: group commit, full and failing disks, segments."""
 
 from __future__ import annotations
 
@@ -6,96 +6,20 @@ from itertools import pairwise
 from random import Random
 from typing import Any
 
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.storage.contract import CLUSTER, FIRST, SECOND, accepted, value
-from twisted_paxos.core.ballot import NO_BALLOT, ProposalID
+from tests.storage.contract import FIRST, SECOND, accepted, value
+from tests.storage.node import LOG, Node
+from twisted_paxos.core.ballot import ProposalID
 from twisted_paxos.core.records import (
-    Identity,
-    Record,
-    Recovered,
     SaveAccepted,
-    SaveChosen,
-    SaveIdentity,
     SavePromise,
 )
 from twisted_paxos.errors import StorageDamaged, StorageError, StorageFailed, StorageFull
-from twisted_paxos.storage.format import ACCEPTED, HEADER_BYTES, draft_name, encode_record, segment_name
-from twisted_paxos.storage.wal import FileStorage
-from twisted_paxos.testing.storage import ImmediateExecutor, SimulatedDisk
-
-LOG = segment_name(1)
-
-
-class Node:
-    """Storage on a simulated disk, and what its caller was told."""
-
-    def __init__(self, disk: SimulatedDisk, segment_bytes: int = 4096) -> None:
-        self.disk = disk
-        self.clock = Clock()
-        self.executor = ImmediateExecutor(self.clock)
-        self.storage = FileStorage(disk, "A", self.executor, self.clock, segment_bytes)
-
-    def start(self) -> Recovered:
-        """Recover."""
-        return self.storage.recover("one", CLUSTER)
-
-    def write(self, *records: Record) -> Any:
-        """Write; ``"done"``, or the name of the error."""
-        outcome = self.begin(*records)
-        self.clock.advance(0)
-        self.clock.advance(0)
-        return outcome[0]
-
-    def begin(self, *records: Record) -> list[str]:
-        """Write without turning the clock; the outcome comes into the list."""
-        outcome = ["waits"]
-        self.storage.write(list(records)).addCallbacks(
-            lambda _: outcome.__setitem__(0, "done"),
-            lambda failure: outcome.__setitem__(0, failure.type.__name__),
-        )
-        return outcome
-
-    def close(self) -> None:
-        """Close."""
-        self.storage.close()
-        for _ in range(5):
-            self.clock.advance(0)
-
-    def read_all(self, upto_slot: int) -> dict[int, tuple[ProposalID, bytes]]:
-        """What `read_chosen` finds from slot 1 on."""
-        found: list[Any] = []
-        self.storage.read_chosen(1, upto_slot, 1 << 30).addCallback(found.extend)
-        self.clock.advance(0)
-        return {entry.slot: (entry.ballot, bytes(entry.value)) for entry in found}
-
-    def contents(self, found: Recovered) -> dict[int, tuple[ProposalID, bytes]]:
-        """Everything stored, whether above chosen_upto or not."""
-        above = {slot: (entry.ballot, bytes(entry.value)) for slot, entry in found.entries.items()}
-        return self.read_all(found.chosen_upto) | above
-
-
-def small_log() -> tuple[SimulatedDisk, list[dict[int, bytes]]]:
-    """A stopped node with three groups of records over two segments; the contents after each group."""
-    disk = SimulatedDisk()
-    node = Node(disk)
-    node.start()
-    node.write(SavePromise(FIRST), accepted(1, size_bytes=1500), accepted(2, size_bytes=1500))
-    node.storage.note_chosen(2)
-    node.write(accepted(3, size_bytes=700), accepted(4))
-    node.write(accepted(5), accepted(6))
-    node.disk.kill()
-    sizes = {1: 1500, 2: 1500, 3: 700}
-    full = {slot: bytes(value(slot, sizes.get(slot, 10))) for slot in range(1, 7)}
-    return disk, [{slot: full[slot] for slot in range(1, upto + 1)} for upto in (0, 2, 4, 6)]
-
-
-def values(contents: dict[int, tuple[ProposalID, bytes]]) -> dict[int, bytes]:
-    """Without the ballots."""
-    return {slot: data for slot, (_, data) in contents.items()}
+from twisted_paxos.storage.format import (
+    draft_name,
+)
+from twisted_paxos.testing.storage import SimulatedDisk
 
 
 class GroupCommitTests(SynchronousTestCase):
@@ -176,351 +100,6 @@ class GroupCommitTests(SynchronousTestCase):
         self.node.clock.advance(0)
         self.assertEqual([outcome[0] for outcome in outcomes], ["done", "done", "StorageFull"])
         self.assertEqual((promise, self.node.write(accepted(3, size_bytes=400))), (["done"], "done"))
-
-
-class CrashTests(SynchronousTestCase):
-    """Crashes at every point: what was acknowledged is there, and nothing that was never written."""
-
-    def script(
-        self, disk: SimulatedDisk
-    ) -> tuple[dict[int, int], ProposalID, dict[int, list[bytes]], ProposalID]:
-        """Start, write over several segments, stop; what was acknowledged, and what was asked for."""
-        node = Node(disk)
-        asked: dict[int, list[bytes]] = {}
-        acknowledged: dict[int, int] = {}
-        promised = asked_promise = NO_BALLOT
-        try:
-            node.start()
-        except StorageError:
-            return acknowledged, promised, asked, asked_promise
-        for round_number in range(1, 5):
-            asked_promise = ProposalID(round_number, "A")
-            records: list[Record] = [SavePromise(asked_promise)]
-            slots = [round_number, round_number + 1, round_number + 2]
-            for slot in slots:
-                record = accepted(slot, asked_promise, 300 * round_number)
-                records.append(record)
-                asked.setdefault(slot, []).append(bytes(record.value))
-            records.append(SaveIdentity(Identity("A", "one", CLUSTER, boot=1, formed=True)))
-            node.storage.note_chosen(round_number)
-            if node.write(*records) == "done":
-                promised = asked_promise
-                acknowledged.update({slot: len(asked[slot]) - 1 for slot in slots})
-        node.close()
-        return acknowledged, promised, asked, asked_promise
-
-    def check(self, disk: SimulatedDisk, outcome: Any, context: object) -> None:
-        """Start again, twice, and compare with what was acknowledged."""
-        acknowledged, promised, asked, asked_promise = outcome
-        node = Node(disk)
-        found = node.start()
-        self.assertTrue(promised <= found.promised <= asked_promise, context)
-        contents = values(node.contents(found))
-        for slot, newest in acknowledged.items():
-            self.assertIn(contents.get(slot), asked[slot][newest:], (context, slot))
-        for slot, data in contents.items():
-            self.assertIn(data, asked[slot], (context, slot))
-        node.write(SavePromise(ProposalID(9, "A")), accepted(found.chosen_upto + 1, ProposalID(9, "A")))
-        disk.crash(Random(1))
-        again = Node(disk).start()
-        self.assertEqual(again.promised, ProposalID(9, "A"), context)
-        self.assertEqual(again.entries[found.chosen_upto + 1].ballot, ProposalID(9, "A"), context)
-
-    def count(self) -> int:
-        """How many operations the script takes."""
-        disk = SimulatedDisk()
-        self.script(disk)
-        return disk.operations
-
-    def test_power_loss_at_every_operation(self) -> None:
-        """Power goes before each single operation, with several fates of what was not synced."""
-        for stop_after in range(self.count() + 1):
-            for seed in range(12):
-                disk = SimulatedDisk()
-                disk.stop_after = stop_after
-                outcome = self.script(disk)
-                disk.crash(Random(seed))
-                self.check(disk, outcome, (stop_after, seed))
-
-    def test_kill_then_power_loss(self) -> None:
-        """The process dies at each operation, starts again, and power goes: what it found is durable."""
-        for stop_after in range(1, self.count() + 1):
-            disk = SimulatedDisk()
-            disk.stop_after = stop_after
-            outcome = self.script(disk)
-            disk.kill()
-            found = Node(disk).start()
-            disk.crash(Random(stop_after))
-            again = Node(disk).start()
-            self.assertEqual(
-                again._replace(identity=found.identity, fresh=False), found._replace(fresh=False)
-            )
-            disk.crash(Random(stop_after))
-            self.check(disk, outcome, stop_after)
-
-    def test_crash_during_recovery(self) -> None:
-        """Power goes at each operation of the start that repairs a torn log; the next start is as good."""
-        for seed in range(8):
-            for stop_after in range(40):
-                disk = SimulatedDisk()
-                disk.stop_after = self.count() - 6
-                outcome = self.script(disk)
-                disk.crash(Random(seed))
-                disk.stop_after = disk.operations + stop_after
-                try:
-                    Node(disk).start()
-                except StorageError:
-                    disk.crash(Random(seed + 1))
-                else:
-                    disk.kill()
-                self.check(disk, outcome, (seed, stop_after))
-
-    @settings(max_examples=150, deadline=None)
-    @given(
-        groups=st.lists(
-            st.lists(st.tuples(st.integers(1, 12), st.integers(0, 1500)), min_size=1, max_size=4),
-            min_size=1,
-            max_size=8,
-        ),
-        stops=st.lists(st.integers(0, 60), min_size=1, max_size=4),
-        seed=st.integers(0, 1 << 32),
-    )
-    def test_random_groups_and_crashes(
-        self, groups: list[list[tuple[int, int]]], stops: list[int], seed: int
-    ) -> None:
-        """Random groups, several lives, each ended by a crash at some operation."""
-        random = Random(seed)
-        disk = SimulatedDisk()
-        written: dict[int, list[bytes]] = {}
-        surely: dict[int, int] = {}
-        for stop_after in stops:
-            disk.stop_after = disk.operations + stop_after
-            node = Node(disk)
-            try:
-                node.start()
-            except StorageDamaged:
-                raise
-            except StorageError:
-                disk.crash(random)
-                continue
-            for group in groups:
-                for slot, size_bytes in group:
-                    data = bytes(value(slot, size_bytes)) + b" " * len(written.setdefault(slot, []))
-                    written[slot].append(data)
-                records = [SaveChosen(slot, FIRST, value_of(written[slot][-1])) for slot, _ in group]
-                if node.write(*records) == "done":
-                    surely.update({slot: len(written[slot]) - 1 for slot, _ in group})
-            disk.crash(random)
-        node = Node(disk)
-        contents = values(node.contents(node.start()))
-        for slot, newest in surely.items():
-            self.assertIn(contents.get(slot), written[slot][newest:])
-        for slot, data in contents.items():
-            self.assertIn(data, written[slot])
-
-    def test_stale_tail_is_never_taken(self) -> None:
-        """A whole record behind a torn one does not come back behind a new one of the torn one's size."""
-        disk = SimulatedDisk()
-        node = Node(disk)
-        node.start()
-        node.write(SavePromise(FIRST), accepted(1))
-        disk.kill()
-        before = disk.snapshot()[LOG]
-        node = Node(disk)
-        node.start()
-        node.write(accepted(2, size_bytes=520), accepted(3, size_bytes=520))
-        disk.kill()
-        torn_at = len(before.rstrip(b"\0")) // 8 * 8 + 8
-        disk.overwrite(LOG, torn_at + 100, b"\xff")
-        node = Node(disk)
-        self.assertEqual(sorted(node.start().entries), [1])
-        node.write(accepted(2, size_bytes=520))
-        disk.crash(Random(0))
-        self.assertEqual(sorted(Node(disk).start().entries), [1, 2])
-
-
-def value_of(data: bytes) -> Any:
-    """Bytes as a value."""
-    return SaveChosen(1, FIRST, data).value  # type: ignore[arg-type]
-
-
-class DamageTests(SynchronousTestCase):
-    """Damage is noticed, or it is in the last, unacknowledged-looking group; never a wrong value."""
-
-    def outcome(self, disk: SimulatedDisk) -> dict[int, bytes] | None:
-        """What a start finds, None for `StorageDamaged`."""
-        node = Node(disk)
-        try:
-            found = node.start()
-        except StorageDamaged as error:
-            self.assertNotIn("\n", str(error))
-            return None
-        self.assertEqual(found.promised, FIRST)
-        return values(node.contents(found))
-
-    def test_undamaged(self) -> None:
-        """The log that the others damage is found whole, and has two segments."""
-        disk, expected = small_log()
-        self.assertEqual(self.outcome(disk), expected[-1])
-        self.assertIn(segment_name(2), disk.names())
-
-    def test_every_byte_flipped(self) -> None:
-        """One flipped bit in any byte: damage is reported, or all is there, or the last group is dropped."""
-        disk, expected = small_log()
-        files = disk.snapshot()
-        seen = {"damaged": 0, "whole": 0, "dropped": 0}
-        for name, data in files.items():
-            for offset in range(len(data)):
-                if data[offset : offset + 64].count(0) == 64 and offset % 97:
-                    continue  # the middle of nothing: a sample is enough
-                disk.restore(files)
-                disk.flip_bit(name, offset, offset % 8)
-                found = self.outcome(disk)
-                self.assertIn(found, (None, expected[3], expected[2], last_cut(expected)), (name, offset))
-                seen["damaged" if found is None else "whole" if found == expected[3] else "dropped"] += 1
-        self.assertTrue(all(seen.values()), seen)
-
-    def test_flip_below_the_last_group_is_damage(self) -> None:
-        """Each byte of a record that a later one reports as synced is damage when it is flipped."""
-        disk, _ = small_log()
-        files = disk.snapshot()
-        end = len(files[LOG].rstrip(b"\0")) - HEADER_BYTES
-        for offset in range(0, end, 7):
-            disk.restore(files)
-            disk.flip_bit(LOG, offset, 3)
-            self.assertIsNone(self.outcome(disk), offset)
-
-    def test_small_objects_survive_any_flip(self) -> None:
-        """A flipped bit in one copy of identity or promise changes nothing that is found."""
-        disk, expected = small_log()
-        files = disk.snapshot()
-        for name in ("identity.0", "identity.1", "promise.0", "promise.1"):
-            for offset in range(len(files[name].rstrip(b"\0"))):
-                disk.restore(files)
-                disk.flip_bit(name, offset, offset % 8)
-                self.assertEqual(self.outcome(disk), expected[-1], (name, offset))
-
-    def test_lost_files(self) -> None:
-        """A lost segment is damage; one lost copy of a small object is not; the lock file is made again."""
-        disk, expected = small_log()
-        files = disk.snapshot()
-        for name in files:
-            disk.restore(files)
-            disk.lose(name)
-            found = self.outcome(disk)
-            self.assertEqual(found, None if name.startswith("log-") else expected[-1], name)
-
-    def test_both_copies_lost(self) -> None:
-        """Without both copies of the promise, or of the identity, it is damage, and not a new node."""
-        for name in ("identity", "promise"):
-            disk, _ = small_log()
-            disk.lose(f"{name}.0")
-            disk.lose(f"{name}.1")
-            self.assertIsNone(self.outcome(disk))
-
-    def test_cut_files(self) -> None:
-        """A log segment that was cut anywhere is damage."""
-        disk, _ = small_log()
-        files = disk.snapshot()
-        for name in (LOG, segment_name(2)):
-            for size_bytes in range(0, len(files[name]), 333):
-                disk.restore(files)
-                disk.cut(name, size_bytes)
-                self.assertIsNone(self.outcome(disk), (name, size_bytes))
-
-    def test_old_copy_of_a_segment(self) -> None:
-        """A segment put back from before the last start is noticed: identity says how far the log went."""
-        disk = SimulatedDisk()
-        node = Node(disk)
-        node.start()
-        node.write(SavePromise(FIRST), accepted(1))
-        old = disk.snapshot()
-        node.write(accepted(2))
-        node.close()
-        node = Node(disk)
-        node.start()
-        node.close()
-        disk.restore(disk.snapshot() | {LOG: old[LOG]})
-        self.assertIsNone(self.outcome(disk))
-
-    def test_zeroed_hole(self) -> None:
-        """Zeros in the place of a synced record, with later ones behind, are damage and not the end."""
-        disk = SimulatedDisk()
-        node = Node(disk)
-        node.start()
-        node.write(SavePromise(FIRST), accepted(1))
-        start = len(disk.snapshot()[LOG].rstrip(b"\0"))
-        node.write(accepted(2))
-        end = len(disk.snapshot()[LOG].rstrip(b"\0"))
-        node.write(accepted(3))
-        disk.kill()
-        disk.overwrite(LOG, start, bytes(end - start))
-        self.assertIsNone(self.outcome(disk))
-
-    def test_vote_above_the_promise(self) -> None:
-        """A vote above the saved promise is damage: a promise was forgotten."""
-        disk = SimulatedDisk()
-        node = Node(disk)
-        node.start()
-        old = disk.snapshot()
-        node.write(SavePromise(FIRST), accepted(1))
-        node.close()
-        lost = {name: data for name, data in old.items() if name.startswith("promise")}
-        disk.restore(disk.snapshot() | lost)
-        error = self.assertRaises(StorageDamaged, Node(disk).start)
-        self.assertIn("above the saved promise", str(error))
-
-    def test_newer_version_is_not_damage(self) -> None:
-        """A log of a later version is refused without being called damaged: nothing must repair it."""
-        disk, _ = small_log()
-        header = encode_record(1, 1, 1, 0, len(disk.snapshot()[LOG]), 99)
-        disk.overwrite(LOG, 0, header)
-        error = self.assertRaises(StorageError, Node(disk).start)
-        self.assertNotIsInstance(error, StorageDamaged)
-        self.assertIn("version 99", str(error))
-
-    def test_foreign_directory(self) -> None:
-        """A directory of something else is refused and left as it is."""
-        disk = SimulatedDisk()
-        disk.restore({"letter.txt": b"Dear ..."})
-        error = self.assertRaises(StorageError, Node(disk).start)
-        self.assertNotIsInstance(error, StorageDamaged)
-        self.assertRaises(StorageError, Node(disk).storage.set_aside)
-        self.assertEqual(disk.names(), ["letter.txt"])
-
-    def test_wiped_is_fresh(self) -> None:
-        """An empty directory is a new node: the rule of first formation deals with it."""
-        disk, _ = small_log()
-        disk.wipe()
-        self.assertTrue(Node(disk).start().fresh)
-
-    def test_read_back_damage(self) -> None:
-        """An entry that rots while the node runs is `StorageDamaged` when it is read, and writing goes on."""
-        disk = SimulatedDisk()
-        node = Node(disk)
-        node.start()
-        node.write(SavePromise(FIRST), accepted(1), accepted(2))
-        disk.flip_bit(LOG, HEADER_BYTES + 20, 1)
-        reading = node.storage.read_chosen(1, 2, 1000)
-        node.clock.advance(0)
-        self.failureResultOf(reading, StorageDamaged)
-        self.assertEqual(node.write(accepted(3)), "done")
-
-    def test_misplaced_record(self) -> None:
-        """A whole record of another slot in the place of one is noticed when it is read."""
-        disk = SimulatedDisk()
-        node = Node(disk)
-        node.start()
-        node.write(SavePromise(FIRST), accepted(1))
-        disk.overwrite(LOG, HEADER_BYTES, encode_record(ACCEPTED, 1, 1, 0, 7, 1, b"A", bytes(value(1))))
-        reading = node.storage.read_chosen(1, 1, 1000)
-        node.clock.advance(0)
-        self.failureResultOf(reading, StorageDamaged)
-
-
-def last_cut(expected: list[dict[int, bytes]]) -> dict[int, bytes]:
-    """The last group without its last record: the flip was in that one."""
-    return {slot: data for slot, data in expected[-1].items() if slot != 6}
 
 
 class FullDiskTests(SynchronousTestCase):
@@ -643,6 +222,30 @@ class FailureTests(SynchronousTestCase):
         self.disk.crash(Random(0))
         self.assertEqual(sorted(Node(self.disk).start().entries), sorted(found.entries))
         self.assertEqual(sorted(found.entries), [1, 2])
+
+    def test_unsynced_promise_that_looks_clean(self) -> None:
+        """A copy whose sync failed, and that looks fine, is written again before it is relied upon."""
+        for seed in range(20):
+            self.setUp()
+            sync = self.disk.sync
+
+            def fail(name: str, sync: Any = sync) -> None:
+                if name == "promise.1":
+                    raise OSError(5, "Input/output error")
+                sync(name)
+
+            self.disk.sync = fail  # type: ignore[method-assign]
+            self.assertEqual(self.node.write(SavePromise(SECOND)), "StorageFailed")
+            self.disk.sync = sync  # type: ignore[method-assign]
+            self.disk.kill()
+            for file in self.disk._files.values():
+                file.unsynced.clear()
+            node = Node(self.disk)
+            self.assertEqual(node.start().promised, SECOND)
+            self.disk.stop_after = self.disk.operations + 1
+            node.write(SavePromise(ProposalID(3, "C")))
+            self.disk.crash(Random(seed))
+            self.assertGreaterEqual(Node(self.disk).start().promised, SECOND)
 
     def test_read_only_disk(self) -> None:
         """A disk that became read-only fails writes; a start on it is one line, and no damage."""

@@ -53,12 +53,13 @@ class Effects:
             and everything that was given to storage before them.
         chosen: slots to apply, in order, without a gap.
         reads: answers that storage has.
+        behind: id of a node that has let go of the slot that this one needs next: it has a snapshot.
         readable: reads of this node that are confirmed.
         lost: this incarnation may not go on, and why: its storage is not what it once was. The node
             must set it aside and come back as a new incarnation. Empty otherwise.
     """
 
-    __slots__ = ("chosen", "lost", "readable", "reads", "records", "replies", "sends")
+    __slots__ = ("behind", "chosen", "lost", "readable", "reads", "records", "replies", "sends")
 
     def __init__(
         self,
@@ -72,6 +73,7 @@ class Effects:
         self.chosen: list[SlotEntry] = []
         self.reads: list[ReadChosen] = []
         self.readable: list[Readable] = []
+        self.behind = ""
         self.lost = ""
 
     def add(self, other: Effects) -> None:
@@ -82,6 +84,7 @@ class Effects:
         self.chosen += other.chosen
         self.reads += other.reads
         self.readable += other.readable
+        self.behind = self.behind or other.behind
         self.lost = self.lost or other.lost
 
     def __bool__(self) -> bool:

@@ -125,7 +125,7 @@ class Formation:
 
     def save_sets(self) -> SaveIdentity:
         """The record that makes the present sets durable; stored before any later vote."""
-        return self._save(sets=self.membership.sets)
+        return self._save(formed=True, sets=self.membership.sets)
 
     # -- formation
 

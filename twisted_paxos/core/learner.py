@@ -204,10 +204,19 @@ class Learner:
         if not current:
             return effects
         self._sources[sender.uid] = message.chosen_upto
+        if message.log_start > self.log.chosen_upto + 1:
+            effects.behind = sender.uid
         if effects.chosen and self.missing_upto > self.log.chosen_upto:
             self._tries = 1
             effects.add(self._fetch(sender.uid, now_s))
         return effects
+
+    def installed(self, now_s: float) -> Effects:
+        """A snapshot has moved ``chosen_upto``."""
+        for slot in [slot for slot in self._votes if slot <= self.log.chosen_upto]:
+            del self._votes[slot]
+        self._fetch_at_s, self._asked, self._tries = None, "", 0
+        return self._advance(now_s)
 
     def _learn(self, entry: SlotEntry) -> None:
         """Put a chosen entry in place of whatever this node had accepted there."""

@@ -76,6 +76,15 @@ class Log:
         """The highest slot with an entry."""
         return max(self.entries, default=self.chosen_upto)
 
+    def install(self, slot: int) -> None:
+        """A snapshot stands for everything up to ``slot``; entries above it are kept."""
+        for old in [number for number in self.entries if number <= slot]:
+            self.bytes -= len(self.entries.pop(old).value)
+            self.unsaved.discard(old)
+        self._chosen_at = {number: at for number, at in self._chosen_at.items() if number > slot}
+        self.log_start = slot + 1
+        self.chosen_upto = slot
+
     def advance(self) -> tuple[list[SlotEntry], list[SlotEntry]]:
         """Move ``chosen_upto`` over every slot that is chosen and whose value is here.
 

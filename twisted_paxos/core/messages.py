@@ -242,6 +242,31 @@ class Chosen(Struct, frozen=True, tag="chosen"):
     log_start: Slot
 
 
+class FetchPiece(Struct, frozen=True, tag="fetch_piece"):
+    """Asks for piece ``number``, from 0, of the snapshot of ``slot``; slot 0 means the newest."""
+
+    request_id: Count
+    slot: Count
+    number: Count
+
+
+class Piece(Struct, frozen=True, tag="piece"):
+    """Answers a `FetchPiece`.
+
+    Attributes:
+        slot: of which snapshot it is.
+        number, pieces: which piece, and of how many; ``pieces`` is 0 when that snapshot is not
+            here (any more): then ``slot`` is that of the newest, 0 when there is none.
+        data: the piece.
+    """
+
+    request_id: Count
+    slot: Count
+    number: Count
+    pieces: Count
+    data: bytes
+
+
 class Forward(Struct, frozen=True, tag="forward"):
     """Commands of the sender's clients, for the leader to propose; makes one hop only."""
 
@@ -342,6 +367,8 @@ Message: TypeAlias = (
     | HeartbeatReply
     | Fetch
     | Chosen
+    | FetchPiece
+    | Piece
     | Forward
     | ForwardReply
     | Join

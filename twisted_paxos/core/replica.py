@@ -343,6 +343,24 @@ class Replica:
         admit = Admit(self.membership.latest[self.settings.uid], self.log.chosen_upto)
         return Effects(sends=[Send((leader.uid,), admit)])
 
+    def install(self, slot: int, sets: Sequence[tuple[int, dict[str, str]]], now_s: float) -> Effects:
+        """A snapshot of ``slot``, with the voters as of then, is in storage and applied."""
+        assert slot > self.log.chosen_upto, "a snapshot never takes back what is known"
+        effects = Effects()
+        self.log.install(slot)
+        newest = self.membership.latest_from if self.membership.formed else 0
+        if sets and sets[-1][0] > newest:
+            self.membership.load(sets)
+            effects.records.append(self.formation.save_sets())
+            self.acceptor.votes = self.formation.is_voter
+        self.proposer.give_way()
+        effects.add(self._learned(self.learner.installed(now_s), now_s))
+        return effects
+
+    def compacted(self, log_start: int) -> None:
+        """Storage has let go of everything below ``log_start``."""
+        self.log.log_start = max(self.log.log_start, log_start)
+
     # -- elections
 
     def _elect(self, now_s: float) -> Effects:

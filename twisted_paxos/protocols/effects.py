@@ -49,6 +49,7 @@ class EffectPerformer:
         deliver: takes a message of this node to itself.
         apply: takes chosen slots, in order.
         readable: takes reads that are confirmed.
+        behind: takes the id of a node that can only help with a snapshot.
         chosen_range: gives (chosen_upto, log_start) for answers to Fetches.
         stop: ends the node, with a reason: storage failed.
         lost: ends this incarnation, with a reason: its storage is not what it once was.
@@ -70,6 +71,7 @@ class EffectPerformer:
         deliver: Callable[[Any], Effects],
         apply: Callable[[Sequence[SlotEntry]], None],
         readable: Callable[[Readable], None],
+        behind: Callable[[str], None],
         chosen_range: Callable[[], tuple[int, int]],
         stop: Callable[[str | Failure], None],
         lost: Callable[[str], None],
@@ -87,6 +89,7 @@ class EffectPerformer:
         self._deliver = deliver
         self._apply = apply
         self._readable = readable
+        self._behind = behind
         self._chosen_range = chosen_range
         self._stop = stop
         self._lost = lost
@@ -146,6 +149,8 @@ class EffectPerformer:
             self._apply(effects.chosen)
         for read in effects.reads:
             self._read(read)
+        if effects.behind:
+            self._behind(effects.behind)
         for readable in effects.readable:
             self._readable(readable)
 
@@ -199,6 +204,12 @@ class EffectPerformer:
             self._write()
         effects = Effects(sends=merge_accepted(released))
         self.perform(effects)
+
+    def installed(self, slot: int) -> None:
+        """A snapshot in storage stands for everything up to ``slot``."""
+        self._chosen_upto = max(self._chosen_upto, slot)
+        self._covered_upto = max(self._covered_upto, slot)
+        self._note_stored(slot)
 
     def _note_stored(self, upto: int) -> None:
         """Everything that was asked for before ``upto`` was chosen is durable."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from twisted_paxos.core.learner import Learner
+from twisted_paxos.core.messages import FetchPiece, Piece
 from twisted_paxos.protocols.base import RoleProtocol
 
 
@@ -10,3 +11,9 @@ class LearnerProtocol(RoleProtocol):
     """Takes Accepted, and Fetch and Chosen for catch-up."""
 
     takes = Learner.takes
+
+
+class SnapshotProtocol(RoleProtocol):
+    """Takes pieces of snapshots, and requests for them."""
+
+    takes = (FetchPiece, Piece)

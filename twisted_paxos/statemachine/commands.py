@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from twisted_paxos.core.ballot import NO_BALLOT, ProposalID
+from twisted_paxos.statemachine.kvcommands import KvCommand
 
 _encode = msgspec.json.Encoder().encode
 
@@ -27,7 +28,7 @@ class OpenSession(Struct, frozen=True, tag="open_session"):
     """Registers the command's ``client`` as a session; its sequence is 0. Twice is once."""
 
 
-Payload = Union[str, BinaryValue, OpenSession]
+Payload = Union[str, BinaryValue, OpenSession, KvCommand]
 
 _decode_payload = msgspec.json.Decoder(Payload).decode
 

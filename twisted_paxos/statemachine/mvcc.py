@@ -8,7 +8,7 @@ counted without meeting deleted keys, and keys that are deleted and not yet comp
 
 What must always hold:
 
-* versions of a key are in the order of their revisions, and at most a deletion shares its revision with a put;
+* versions of a key are in the order of their revisions; only a deletion can share its revision with a put;
 * ``compact(C)`` takes effect at once for every reader; memory is cleaned later, in bounded steps
   (`sweep`), which nothing can observe;
 * every revision from the compacted one on is in the log, deletions at the compacted revision
@@ -105,7 +105,7 @@ class Mvcc:
         if history is None:
             return None
         last = history if type(history) is KeyValue else history[-1]  # type: ignore[index]
-        return last if last.version else None  # type: ignore[union-attr]
+        return last if last.version else None
 
     def get_at(self, key: bytes, revision: int) -> KeyValue | None:
         """The version of ``key`` as of ``revision``, None where it was absent."""
@@ -120,22 +120,22 @@ class Mvcc:
         kv = history[place - 1]  # type: ignore[index]
         return kv if kv.version else None
 
-    def versions_from(self, key: bytes, revision: int) -> list[KeyValue]:
-        """The versions of ``key``, deletions included, from ``revision`` on, in order."""
+    def versions_from(self, key: bytes, revision: int, count: int) -> list[KeyValue]:
+        """Up to ``count`` versions of ``key``, deletions included, from ``revision`` on, in order."""
         history = self._shards[hash(key) & _SHARD_MASK].get(key)
         if history is None:
             return []
         if type(history) is KeyValue:
             return [history] if history.mod_revision >= revision else []
         place = bisect_right(history, revision - 1, key=_mod_revision)  # type: ignore[arg-type]
-        return list(history[place:])  # type: ignore[index]
+        return list(history[place : place + count])  # type: ignore[index]
 
     def scan(self, bounds: Bounds) -> Iterator[KeyValue]:
         """The present versions in ``bounds``, in the order of keys. No change may come in between."""
         shards = self._shards
         for key in self._live.irange(*bounds, inclusive=(True, False)):
             history = shards[hash(key) & _SHARD_MASK][key]
-            yield history if type(history) is KeyValue else history[-1]  # type: ignore[index,misc]
+            yield history if type(history) is KeyValue else history[-1]  # type: ignore[index]
 
     def scan_at(self, bounds: Bounds, revision: int) -> Iterator[KeyValue]:
         """The versions in ``bounds`` as of ``revision``, in the order of keys. No change in between."""
@@ -170,7 +170,7 @@ class Mvcc:
             self.pending.append(kv)
             self._written_bytes += VERSION_OVERHEAD_BYTES + len(key) + len(value)
             return None
-        last: KeyValue = history if type(history) is KeyValue else history[-1]  # type: ignore[index,assignment]
+        last: KeyValue = history if type(history) is KeyValue else history[-1]  # type: ignore[index]
         key = last.key  # one object for all versions
         if last.version:
             kv = KeyValue(key, last.create_revision, revision, last.version + 1, value, lease)
@@ -229,7 +229,7 @@ class Mvcc:
             else:
                 self.delete(kv.key)
         if self.pending != kvs or not kvs:
-            raise ValueError(f"the changes of revision {self.revision + 1} do not follow from what is before them")
+            raise ValueError(f"the changes of revision {self.revision + 1} do not follow")
         self.commit()
 
     # -------------------------------------------------------------- compaction

@@ -48,6 +48,7 @@ def read_range(mvcc: Mvcc, request: Range, revision: int) -> RangeResult:
     bounds = bounds_of(request.key, request.range_end)
     filters = _has_filters(request)
     limit = max(0, request.limit)
+    kvs: list[KeyValue]
     if request.count_only:
         kvs, count = [], _count(mvcc, bounds, request.revision)
     else:

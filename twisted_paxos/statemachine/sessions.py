@@ -9,9 +9,12 @@ never created silently: its earlier commands could have been applied already.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+
+from msgspec import Raw, Struct
 
 from twisted_paxos.core import limits
-from twisted_paxos.core.messages import Command
+from twisted_paxos.core.messages import Command, Count, Slot, Word
 from twisted_paxos.statemachine.commands import Result
 
 SESSION_IDLE_MS = 3_600_000
@@ -23,6 +26,15 @@ FULL = "session_full"
 TOO_MANY = "too_many_sessions"
 
 
+class SavedSession(Struct, frozen=True, array_like=True):
+    """A session as a snapshot holds it; results are (sequence, slot, index, data)."""
+
+    client: Word
+    floor: Count
+    used_ms: Count
+    results: tuple[tuple[Count, Slot, Count, Raw], ...]
+
+
 class _Session:
     """One client's: everything below ``floor`` was answered, ``results`` holds what was applied above."""
 
@@ -30,7 +42,7 @@ class _Session:
 
     def __init__(self, used_ms: int) -> None:
         self.floor = 1
-        self.results: dict[int, tuple[int, int]] = {}
+        self.results: dict[int, tuple[int, int, Raw]] = {}
         self.used_ms = used_ms
 
 
@@ -41,10 +53,11 @@ class Sessions:
         log_time_ms: the highest time stamp of the log so far.
     """
 
-    def __init__(self, idle_ms: int = SESSION_IDLE_MS) -> None:
-        self.log_time_ms = 0
+    def __init__(self, idle_ms: int = SESSION_IDLE_MS, log_time_ms: int = 0) -> None:
+        self.log_time_ms = log_time_ms
         self._idle_ms = idle_ms
         self._sessions: OrderedDict[str, _Session] = OrderedDict()
+        self._frozen: dict[str, SavedSession] | None = None
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -57,14 +70,15 @@ class Sessions:
             client, session = next(iter(sessions.items()))
             if session.used_ms + self._idle_ms > self.log_time_ms:
                 break
+            self._freeze(client, session)
             del sessions[client]
 
-    def apply(self, command: Command, slot: int, index: int) -> tuple[Result, bool]:
+    def admit(self, command: Command, slot: int, index: int) -> tuple[Result, bool]:
         """What becomes of ``command``.
 
         Returns:
-            its result, and whether it is to be applied now: False for a repetition, for an
-            error, and for the opening of a session.
+            its result, and whether it is to be applied now (then `remember` has its result):
+            False for a repetition, for an error, and for the opening of a session.
         """
         client, sequence = command.client, command.sequence
         session = self._sessions.get(client)
@@ -72,19 +86,24 @@ class Sessions:
             return self._open(client, session, slot, index), False
         if session is None:
             return Result(client, sequence, 0, 0, EXPIRED), False
+        self._freeze(client, session)
         session.used_ms = self.log_time_ms
         self._sessions.move_to_end(client)
         if command.floor > session.floor:
             self._raise_floor(session, command.floor)
         first = session.results.get(sequence)
         if first is not None:
-            return Result(client, sequence, first[0], first[1]), False
+            return Result(client, sequence, first[0], first[1], "", first[2]), False
         if sequence < session.floor:
             return Result(client, sequence, 0, 0, REPEATED), False
         if len(session.results) >= limits.SESSION_RESULTS_MAX:
             return Result(client, sequence, 0, 0, FULL), False
-        session.results[sequence] = (slot, index)
         return Result(client, sequence, slot, index), True
+
+    def remember(self, command: Command, slot: int, index: int, data: Raw) -> Result:
+        """The result of a command that was admitted and has been applied."""
+        self._sessions[command.client].results[command.sequence] = (slot, index, data)
+        return Result(command.client, command.sequence, slot, index, "", data)
 
     def _open(self, client: str, session: _Session | None, slot: int, index: int) -> Result:
         if session is None:
@@ -103,3 +122,39 @@ class Sessions:
             for number in range(session.floor, floor):
                 results.pop(number, None)
         session.floor = floor
+
+    # -- snapshots
+
+    def snapshot(self, group_size: int) -> tuple[int, Iterator[list[SavedSession]]]:
+        """How many groups there are, and the groups; frozen: what changes meanwhile is kept aside."""
+        clients = list(self._sessions)
+        self._frozen = {}
+        groups = [clients[start : start + group_size] for start in range(0, len(clients), group_size)]
+        return len(groups), self._groups(groups)
+
+    def _groups(self, groups: list[list[str]]) -> Iterator[list[SavedSession]]:
+        for group in groups:
+            frozen = self._frozen
+            assert frozen is not None, "the snapshot was ended"
+            yield [frozen.pop(c) if c in frozen else _saved(c, self._sessions[c]) for c in group]
+            # What was given is done with: it may change now without being kept aside.
+
+    def _freeze(self, client: str, session: _Session) -> None:
+        if self._frozen is not None and client not in self._frozen:
+            self._frozen[client] = _saved(client, session)
+
+    def end_snapshot(self) -> None:
+        """Keep nothing aside any more."""
+        self._frozen = None
+
+    def load(self, saved: Sequence[SavedSession]) -> None:
+        """Add sessions of a snapshot, in its order."""
+        for entry in saved:
+            session = self._sessions[entry.client] = _Session(entry.used_ms)
+            session.floor = entry.floor
+            session.results = {number: (slot, index, data) for number, slot, index, data in entry.results}
+
+
+def _saved(client: str, session: _Session) -> SavedSession:
+    results = tuple((number, *session.results[number]) for number in sorted(session.results))
+    return SavedSession(client, session.floor, session.used_ms, results)

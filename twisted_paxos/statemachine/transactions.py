@@ -170,14 +170,6 @@ def operations_of(txn: Txn, branches: Iterator[bool]) -> Iterator[Put | DeleteRa
             yield operation  # type: ignore[misc]
 
 
-def writes(txn: Txn) -> bool:
-    """Whether any branch could change something."""
-    return any(
-        writes(operation) if type(operation) is Txn else type(operation) is not Range
-        for operation in (*txn.success, *txn.failure)
-    )
-
-
 def put_bytes(txn: Txn) -> int:
     """Keys and values that ``txn`` could put, both branches together: what it may cost in quota."""
     total = 0

@@ -75,7 +75,7 @@ class WatchBatch(Struct, frozen=True, omit_defaults=True):
         events: all of every revision that it contains; empty for progress and cancellation.
         canceled: the watcher is gone; this is the last batch.
         cancel_reason: why.
-        compact_revision: with a cancellation: history below it is gone; read the present and watch from there.
+        compact_revision: with a cancellation: history below it is gone; read anew and watch from there.
     """
 
     watch_id: int
@@ -97,7 +97,7 @@ class Watcher:
 
     __slots__ = (
         "awake", "behind_from", "bounds", "min_revision", "progress", "queue", "queue_bytes", "reason",
-        "request", "seen", "wake", "watch_id",
+        "request", "wake", "watch_id",
     )  # fmt: skip
 
     def __init__(self, watch_id: int, request: WatchRequest, wake: Callable[[], None]) -> None:
@@ -109,7 +109,6 @@ class Watcher:
         self.behind_from = 0  # the revision from which to read history; 0: synced
         self.queue: deque[Event] = deque()
         self.queue_bytes = 0
-        self.seen = 0  # the last revision delivered
         self.awake = False
         self.progress = False
         self.reason = ""
@@ -122,7 +121,8 @@ class Watcher:
     def wants(self, kv: KeyValue) -> bool:
         """Whether the event is not filtered out; the key is in its range already."""
         request = self.request
-        return kv.mod_revision >= self.min_revision and not (request.noput if kv.version else request.nodelete)
+        filtered = request.noput if kv.version else request.nodelete
+        return kv.mod_revision >= self.min_revision and not filtered
 
 
 class WatchHub:
@@ -160,7 +160,6 @@ class WatchHub:
         present = self._mvcc.revision
         start = request.start_revision if request.start_revision > 0 else present + 1
         watcher.min_revision = start
-        watcher.seen = start - 1
         end = watcher.bounds[1]
         if not request.key or (end is not None and end <= request.key):
             watcher.reason = EMPTY_RANGE
@@ -173,7 +172,7 @@ class WatchHub:
         return watcher.watch_id
 
     def cancel(self, watch_id: int) -> bool:
-        """Stop watching; False when there is no such watcher (any more). Nothing of it is delivered after this."""
+        """Stop watching: nothing of it is delivered after this. False: there is no such watcher."""
         watcher = self.watchers.pop(watch_id, None)
         if watcher is None:
             return False
@@ -182,7 +181,7 @@ class WatchHub:
         return True
 
     def cancel_all(self, reason: str) -> None:
-        """Have every watcher's next poll say that it is cancelled, and why (say, a node that lost its majority)."""
+        """Have every watcher's next poll say that it is cancelled, and why."""
         for watcher in self.watchers.values():
             watcher.reason = watcher.reason or reason
             watcher.queue.clear()
@@ -236,15 +235,16 @@ class WatchHub:
                     self._offer(kv, watchers)
 
     def moved(self, mvcc: Mvcc) -> None:
-        """The store was restored from a snapshot: every watcher goes on from where it was, through history."""
+        """The store was restored: every watcher goes on, through history, from where it was."""
+        following = self._mvcc.revision + 1
         self._mvcc = mvcc
         for watcher in self.watchers.values():
-            if not watcher.synced or watcher.seen < mvcc.revision:
-                # What is queued is in the new history too, or compaction has overtaken the watcher.
-                watcher.queue.clear()
-                watcher.queue_bytes = 0
-                watcher.behind_from = watcher.seen + 1 if watcher.seen < mvcc.revision else 0
-            self._wake(watcher)
+            if watcher.synced:
+                # Everything before is delivered or in its queue; it never goes back in time.
+                watcher.min_revision = max(watcher.min_revision, following)
+                watcher.behind_from = watcher.min_revision if watcher.min_revision <= mvcc.revision else 0
+            if watcher.behind_from:
+                self._wake(watcher)
 
     # ---------------------------------------------------------------- delivery
 
@@ -262,6 +262,8 @@ class WatchHub:
     def _enqueue(self, watcher: Watcher, event: Event) -> None:
         queue, kv = watcher.queue, event.kv
         watcher.queue_bytes += len(kv.key) + len(kv.value)
+        if not queue:
+            watcher.queue_bytes = len(kv.key) + len(kv.value)
         if len(queue) >= self._queue_max_events or (watcher.queue_bytes > QUEUE_MAX_BYTES and queue):
             # From this revision on it reads history; what is queued of it goes, so that it comes whole.
             watcher.behind_from = kv.mod_revision
@@ -286,63 +288,45 @@ class WatchHub:
             events.append(event)
             size_bytes += len(event.kv.key) + len(event.kv.value)
         watcher.queue_bytes -= size_bytes
-        if not queue:
-            watcher.queue_bytes = 0
         return self._batch(watcher, events)
 
     def _from_history(self, watcher: Watcher, limit_bytes: int) -> WatchBatch | None:
         """A batch from history, or None when this step found nothing; then ``behind_from`` has moved on."""
         if watcher.behind_from < self._mvcc.compact_revision:
             return self._end(watcher, COMPACTED.message, self._mvcc.compact_revision)
+        kvs, following = self._history(watcher)
         events: list[Event] = []
         size_bytes = 0
-        for kv in self._history(watcher):
+        for kv in kvs:
             if size_bytes >= limit_bytes and kv.mod_revision != events[-1].kv.mod_revision:
-                watcher.behind_from = kv.mod_revision
+                following = kv.mod_revision
                 break
             events.append(Event(kv, self._before(kv)) if watcher.request.prev_kv else Event(kv))
             size_bytes += len(kv.key) + len(kv.value)
-        else:
-            watcher.behind_from = self._scanned_to(watcher)
+        watcher.behind_from = following
         return self._batch(watcher, events) if events else None
 
-    def _history(self, watcher: Watcher) -> Iterator[KeyValue]:
-        """The changes from ``behind_from`` on that the watcher wants, of a bounded number of revisions."""
-        mvcc = self._mvcc
+    def _history(self, watcher: Watcher) -> tuple[Iterator[KeyValue], int]:
+        """One step of history: the changes that the watcher wants, and where the next begins, 0: none."""
+        mvcc, behind_from = self._mvcc, watcher.behind_from
         if not watcher.request.range_end:
             # One key's versions are at hand: no need to look at every revision.
-            for kv in mvcc.versions_from(watcher.request.key, watcher.behind_from):
-                if watcher.wants(kv):
-                    yield kv
-            return
-        upto = min(mvcc.revision, watcher.behind_from + SCAN_REVISIONS - 1)
-        for revision in range(watcher.behind_from, upto + 1):
-            for kv in mvcc.log.entry(revision):
-                if within(kv.key, watcher.bounds) and watcher.wants(kv):
-                    yield kv
-
-    def _scanned_to(self, watcher: Watcher) -> int:
-        """Where the next step of history begins; 0: there is none, the watcher is synced."""
-        following = watcher.behind_from + SCAN_REVISIONS
-        if not watcher.request.range_end or following > self._mvcc.revision:
-            return 0
-        return following
+            kvs = mvcc.versions_from(watcher.request.key, behind_from, SCAN_REVISIONS)
+            following = kvs[-1].mod_revision if len(kvs) == SCAN_REVISIONS else 0
+            return (kv for kv in kvs if kv.mod_revision != following and watcher.wants(kv)), following
+        upto = min(mvcc.revision, behind_from + SCAN_REVISIONS - 1)
+        changes = (kv for revision in range(behind_from, upto + 1) for kv in mvcc.log.entry(revision))
+        wanted = (kv for kv in changes if within(kv.key, watcher.bounds) and watcher.wants(kv))
+        return wanted, upto + 1 if upto < mvcc.revision else 0
 
     def _before(self, kv: KeyValue) -> KeyValue | None:
-        """The version before ``kv``, None where there was none or it is compacted."""
-        revision = kv.mod_revision
-        if not kv.version:
-            # A deletion may share its revision with a put of the same transaction.
-            same = [other for other in self._mvcc.versions_from(kv.key, revision) if other.mod_revision == revision]
-            if same and same[0].version:
-                return same[0]
-        if revision - 1 < self._mvcc.compact_revision:
-            return None
-        return self._mvcc.get_at(kv.key, revision - 1)
+        """The version as of the revision before that of ``kv``; None: there was none, or it is compacted."""
+        revision = kv.mod_revision - 1
+        return None if revision < self._mvcc.compact_revision else self._mvcc.get_at(kv.key, revision)
 
-    def _batch(self, watcher: Watcher, events: list[Event]) -> WatchBatch:
-        watcher.seen = events[-1].kv.mod_revision
-        return WatchBatch(watcher.watch_id, watcher.seen, tuple(events))
+    @staticmethod
+    def _batch(watcher: Watcher, events: list[Event]) -> WatchBatch:
+        return WatchBatch(watcher.watch_id, events[-1].kv.mod_revision, tuple(events))
 
     def _end(self, watcher: Watcher, reason: str, compact_revision: int = 0) -> WatchBatch:
         self.cancel(watcher.watch_id)
@@ -363,9 +347,9 @@ class WatchHub:
 
     def _unindex(self, watcher: Watcher) -> None:
         if not watcher.request.range_end:
-            watchers = self._by_key[watcher.request.key]
-            del watchers[watcher.watch_id]
-            if not watchers:
+            exact = self._by_key[watcher.request.key]
+            del exact[watcher.watch_id]
+            if not exact:
                 del self._by_key[watcher.request.key]
             return
         watchers = self._by_range.get(watcher.bounds)

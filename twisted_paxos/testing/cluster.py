@@ -88,33 +88,39 @@ class SimulatedNode:
             lambda: f"{cluster.random.getrandbits(64):016x}",
             cluster.random.random,
         )
-        self.service.failed.addErrback(lambda failure: self._stopped(failure.getErrorMessage()))
+        service = self.service
+        service.failed.addErrback(lambda failure: self._stopped(service, failure.getErrorMessage()))
         try:
-            started = self.service.startService()
+            started = service.startService()
         except PaxosError as error:
-            self._stopped(str(error))
+            self._stopped(service, str(error))
             raise
-        started.addErrback(lambda failure: self._stopped(failure.getErrorMessage()))
+        started.addErrback(lambda failure: self._stopped(service, failure.getErrorMessage()))
         for watch in cluster.on_start:
             watch(self)
 
     def _open_storage(self) -> IAcceptorStorage:
         # One executor per storage object: closing the storage closes it.
         self.executor = ImmediateExecutor(self.reactor, self.sync_s)
-        return FileStorage(
-            self.disk, self.uid, self.executor, self.reactor, self.cluster.segment_bytes
-        )
+        storage = FileStorage(self.disk, self.uid, self.executor, self.reactor, self.cluster.segment_bytes)
+        for watch in self.cluster.on_storage:
+            watch(self, storage)
+        return storage
 
     @property
     def node(self) -> PersistentPaxosNode | None:
         """The running node."""
         return self.service.node if self.service is not None else None
 
-    def _stopped(self, reason: str) -> None:
-        """The node gave up: its process ends."""
+    def _stopped(self, service: NodeService, reason: str) -> None:
+        """The node gave up: its process ends, unless it was killed before it could say so."""
+        if self.service is not service:
+            return
         self.stopped_with = reason
         self._end()
         self.disk.kill()
+        for watch in self.cluster.on_stop:
+            watch(self)
 
     def _end(self) -> None:
         if self.executor is not None:
@@ -156,6 +162,8 @@ class SimulatedCluster:
         nodes: by id.
         clock, network: see there.
         on_start: called with each `SimulatedNode` that has just started.
+        on_storage: called with each `SimulatedNode` and its new storage object, before it is recovered.
+        on_stop: called with each `SimulatedNode` that gave up by itself.
     """
 
     def __init__(
@@ -174,6 +182,8 @@ class SimulatedCluster:
         self.clock = SimulatedClock()
         self.network = SimulatedNetwork(self.clock, random)
         self.on_start: list[Callable[[SimulatedNode], None]] = []
+        self.on_storage: list[Callable[[SimulatedNode, Any], None]] = []
+        self.on_stop: list[Callable[[SimulatedNode], None]] = []
         names = [chr(ord("A") + place) for place in range(size + observers)]
         self.voters = tuple(names[:size])
         self.nodes = {

@@ -62,6 +62,7 @@ class SimulatedNetwork:
         random: the chance of everything.
         names: host names and the addresses that they resolve to.
         trace: called with (seconds, from host, to host, datagram) for each that is sent; or None.
+        lets: asked with the sending host before each datagram leaves; False: it does not leave. Or None.
         unreachable: datagrams that arrived where no port listened.
     """
 
@@ -70,6 +71,7 @@ class SimulatedNetwork:
         self.random = random
         self.names: dict[str, str] = {"localhost": "127.0.0.1"}
         self.trace: Callable[[float, str, str, bytes], None] | None = None
+        self.lets: Callable[[str], bool] | None = None
         self.unreachable = 0
         self._processes: dict[str, SimulatedReactor] = {}
         self._down: dict[str, bool] = {}
@@ -161,6 +163,8 @@ class SimulatedNetwork:
         own_host = source[0]
         host = network_host(own_host, destination[0])
         sender = source if host == destination[0] else (destination[0], source[1])
+        if self.lets is not None and not self.lets(own_host):
+            return
         if self.trace is not None:
             self.trace(self.clock.now_s, own_host, host, data)
         link = self.link(own_host, host)

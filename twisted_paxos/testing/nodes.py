@@ -102,6 +102,7 @@ class NodeProcess(ProcessProtocol):
         options: options of ``twistd paxos`` behind ``--id``.
         directory: where it runs.
         endpoint: of its client port, as clients write it.
+        prefix: a command that runs the node as its argument, such as one that enters a namespace.
 
     Attributes:
         lines: the newest lines of its output, of all starts.
@@ -110,7 +111,13 @@ class NodeProcess(ProcessProtocol):
     """
 
     def __init__(
-        self, reactor: Any, uid: str, options: Sequence[str], directory: Path, endpoint: str
+        self,
+        reactor: Any,
+        uid: str,
+        options: Sequence[str],
+        directory: Path,
+        endpoint: str,
+        prefix: Sequence[str] = (),
     ) -> None:
         self.uid = uid
         self.endpoint = endpoint
@@ -119,6 +126,7 @@ class NodeProcess(ProcessProtocol):
         self.on_line: Callable[[str], None] | None = None
         self._reactor = reactor
         self._options = list(options)
+        self._prefix = list(prefix)
         self._directory = directory
         self._process: Any = None
         self._rest = b""
@@ -138,10 +146,11 @@ class NodeProcess(ProcessProtocol):
         """Spawn the process; `wait_ready` tells when it serves."""
         if self._process is not None:
             raise NodeFailed(f"node {self.uid} runs already")
-        command = [sys.executable, "-m", "twisted_paxos", "--id", self.uid, *self._options]
+        node = [sys.executable, "-m", "twisted_paxos", "--id", self.uid, *self._options]
+        command = [*self._prefix, *node]
         self.exit_status = None
         self._process = self._reactor.spawnProcess(
-            self, sys.executable, command, _environment(), str(self._directory)
+            self, command[0], command, _environment(), str(self._directory)
         )
 
     def signal(self, name: str) -> None:

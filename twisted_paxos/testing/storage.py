@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from random import Random
 from typing import NamedTuple
 
@@ -118,6 +119,7 @@ class SimulatedDisk:
         operations: how many writes, syncs and changes of names there were.
         stop_after: every operation after so many fails with EIO, as when the machine stops in the
             midst of them; `crash` says what is left. None: never.
+        on_stop: called, once, when the first operation fails because of ``stop_after``; may `crash` or `kill`.
     """
 
     def __init__(self, path: str = "/simulated") -> None:
@@ -128,6 +130,7 @@ class SimulatedDisk:
         self.capacity_bytes: int | None = None
         self.operations = 0
         self.stop_after: int | None = None
+        self.on_stop: Callable[[], None] | None = None
         self.set_aside_files: dict[str, bytes] = {}
         self._files: dict[str, _File] = {}
         self._durable_files: dict[str, _File] = {}
@@ -311,6 +314,9 @@ class SimulatedDisk:
     def _change(self, sync: bool = False) -> None:
         self.operations += 1
         if self.stop_after is not None and self.operations > self.stop_after:
+            on_stop, self.on_stop = self.on_stop, None
+            if on_stop is not None:
+                on_stop()
             raise OSError(errno.EIO, "the machine has stopped")
         if self.read_only:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))

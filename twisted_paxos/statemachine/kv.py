@@ -1,0 +1,401 @@
+"""`KeyValueStore`: the replicated key-value store, an `IStateMachine` with etcd v3's data model.
+
+Commands come through the log as `kvcommands` payloads and are answered with results in the same
+terms; opaque values of the log have nothing to do with the store and give ``null``. Each
+successful change makes one revision. A command that is refused changes nothing and has a
+`KvError` as its result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from hashlib import blake2b
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+
+from twisted_paxos.statemachine.commands import NO_DATA, Context, decode_payload
+from twisted_paxos.statemachine.kvcommands import (
+    COMPACTED,
+    EMPTY_KEY,
+    FUTURE_REVISION,
+    KEY_NOT_FOUND,
+    LEASE_NOT_FOUND,
+    MALFORMED,
+    NO_SPACE,
+    REQUEST_TOO_LARGE,
+    Compact,
+    CompactResult,
+    DeleteRange,
+    DeleteRangeResult,
+    KeyValue,
+    KvError,
+    KvResult,
+    LeaseGrant,
+    LeaseGrantResult,
+    LeaseKeepAlive,
+    LeaseKeepAliveResult,
+    LeaseRevoke,
+    LeaseRevokeResult,
+    LeaseTimeToLive,
+    OperationResult,
+    Put,
+    PutResult,
+    Range,
+    RangeResult,
+    Txn,
+    TxnResult,
+    encode,
+)
+from twisted_paxos.statemachine.kvlimits import (
+    DEFAULT_LIMITS,
+    EXPIRED_KEYS_PER_SLOT,
+    EXPIRED_LEASES_PER_SLOT,
+    LEASE_COST_BYTES,
+    SWEEP_EVENTS_MAX,
+    VERSION_OVERHEAD_BYTES,
+    KvLimits,
+)
+from twisted_paxos.statemachine.kvsnapshot import SNAPSHOT_VERSION, Head, SnapshotReader, snapshot_pieces
+from twisted_paxos.statemachine.leases import Leases
+from twisted_paxos.statemachine.mvcc import Mvcc
+from twisted_paxos.statemachine.queries import read_range, refuse_range
+from twisted_paxos.statemachine.ranges import bounds_of
+from twisted_paxos.statemachine.retention import Retention
+from twisted_paxos.statemachine.transactions import (
+    chosen_branches,
+    operations_of,
+    put_bytes,
+    refuse_put_form,
+    refuse_txn_form,
+    request_bytes,
+)
+from twisted_paxos.statemachine.watches import WatchHub
+
+
+class KeyValueStore:
+    """The store. `IStateMachine` says what `apply`, `advance`, `snapshot` and `restore` promise.
+
+    Args:
+        limits: the same on every member of the cluster.
+
+    Attributes:
+        limits: as given.
+        watches: this node's watchers.
+    """
+
+    def __init__(self, limits: KvLimits = DEFAULT_LIMITS) -> None:
+        self.limits = limits
+        self._mvcc = Mvcc()
+        self._leases = Leases(limits)
+        self._retention = Retention(limits)
+        self._time_ms = 0
+        self.watches = WatchHub(self._mvcc)
+        self._handlers: dict[type, Callable[[Any, Context], KvResult | Raw]] = {
+            Put: self._put,
+            Txn: self._txn,
+            DeleteRange: self._delete_range,
+            Range: self._range,
+            Compact: self._compact,
+            LeaseGrant: self._lease_grant,
+            LeaseRevoke: self._lease_revoke,
+            LeaseKeepAlive: self._lease_keep_alive,
+        }
+
+    # ----------------------------------------------------------- IStateMachine
+
+    @property
+    def deadline_ms(self) -> int | None:
+        """Log time at which the next lease runs out."""
+        return self._leases.deadline_ms
+
+    def apply(self, payload: Raw, context: Context) -> Raw:
+        """Do one command; the result is a `KvResult` as JSON, ``null`` for what is no command of ours."""
+        try:
+            command = decode_payload(payload)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            # One answer for all three: how deep decoding gets depends on the stack that it starts from.
+            return _MALFORMED
+        handler = self._handlers.get(type(command))
+        if handler is None:
+            return NO_DATA
+        if len(payload) > self.limits.request_max_bytes and _size_of(command) > self.limits.request_max_bytes:
+            return _TOO_LARGE
+        result = handler(command, context)
+        return result if type(result) is Raw else Raw(encode(result))
+
+    def advance(self, context: Context) -> None:
+        """Expire leases, compact, and clean memory: a bounded amount of each."""
+        self._time_ms = max(self._time_ms, context.time_ms)
+        self._expire_leases()
+        mvcc = self._mvcc
+        target = self._retention.target(mvcc, self._time_ms)
+        if target > mvcc.compact_revision:
+            mvcc.compact(target)
+        mvcc.sweep(SWEEP_EVENTS_MAX)
+
+    def snapshot(self) -> Generator[bytes]:
+        """The state of this moment in pieces; `kvsnapshot` has the format. A piece may be empty."""
+        mvcc = self._mvcc
+        marks = tuple(self._retention.marks)
+        head = Head(SNAPSHOT_VERSION, mvcc.revision, mvcc.compact_revision, self._time_ms, marks)
+        return snapshot_pieces(head, mvcc, self._leases)
+
+    def restore(self, pieces: Iterator[bytes]) -> Iterator[None]:
+        """Replace the state; watchers go on from where they were.
+
+        Raises:
+            ValueError: the pieces are no snapshot of a store; the state is as it was.
+        """
+        reader = SnapshotReader(Leases(self.limits))
+        for piece in pieces:
+            yield from reader.feed(piece)
+        head = reader.finish()
+        self._mvcc = reader.mvcc
+        self._leases = reader.leases
+        self._retention = Retention(self.limits, head.marks)
+        self._time_ms = head.time_ms
+        self.watches.moved(self._mvcc)
+
+    # ----------------------------------------------------------------- queries
+
+    @property
+    def revision(self) -> int:
+        """The last revision; 1 while nothing was ever changed."""
+        return self._mvcc.revision
+
+    @property
+    def compact_revision(self) -> int:
+        """The lowest revision that can be read; -1 before the first compaction."""
+        return self._mvcc.compact_revision
+
+    @property
+    def time_ms(self) -> int:
+        """Log time."""
+        return self._time_ms
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the state as it counts for the quota, history and leases included; the same everywhere."""
+        return self._mvcc.size_bytes + self._leases.size_bytes
+
+    def __len__(self) -> int:
+        """How many keys there are."""
+        return len(self._mvcc)
+
+    def range(self, request: Range) -> RangeResult | KvError:
+        """Read, without a change and without the log; as fresh as this node is."""
+        return refuse_range(self._mvcc, request) or read_range(self._mvcc, request, self._mvcc.revision)
+
+    def lease_time_to_live(self, lease_id: int, keys: bool = False) -> LeaseTimeToLive:
+        """How long a lease has left, by log time, and which keys hang on it."""
+        return self._leases.time_to_live(lease_id, self._time_ms, keys, self._mvcc.revision)
+
+    def leases(self) -> list[int]:
+        """Ids of the open leases, sorted."""
+        return self._leases.ids(self._time_ms)
+
+    def hashing(self) -> Iterator[int | None]:
+        """Hash the whole logical state of this moment: None after each step, the hash as the last item.
+
+        Members that have applied the same slots have the same one. A `snapshot` may be under way too.
+        """
+        digest = blake2b(digest_size=8)
+        for piece in self.snapshot():
+            digest.update(piece)
+            yield None
+        yield int.from_bytes(digest.digest(), "big")
+
+    def hash(self) -> int:
+        """The last item of `hashing`, at once: a second for a million keys."""
+        *_, digest = self.hashing()
+        assert digest is not None
+        return digest
+
+    # ---------------------------------------------------------------- commands
+
+    def _put(self, put: Put, context: Context) -> KvResult | Raw:
+        if not put.key or put.ignore_value or put.ignore_lease:
+            refused = refuse_put_form(put)
+            if refused:
+                return refused
+        mvcc = self._mvcc
+        cost = VERSION_OVERHEAD_BYTES + len(put.key) + len(put.value)
+        if mvcc.size_bytes + self._leases.size_bytes + cost > self.limits.quota_bytes:
+            return NO_SPACE
+        if put.lease and not self._leases.alive(put.lease, context.time_ms):
+            return LEASE_NOT_FOUND
+        if (put.ignore_value or put.ignore_lease) and mvcc.get(put.key) is None:
+            return KEY_NOT_FOUND
+        previous = self._set(put)
+        self._commit()
+        if put.prev_kv and previous is not None:
+            return PutResult(mvcc.revision, previous)
+        return Raw(b'{"type":"put","revision":%d}' % mvcc.revision)
+
+    def _delete_range(self, request: DeleteRange, context: Context) -> KvResult:
+        if not request.key:
+            return EMPTY_KEY
+        deleted = self._delete(request)
+        if deleted:
+            self._commit()
+        prev_kvs = tuple(deleted) if request.prev_kv else ()
+        return DeleteRangeResult(self._mvcc.revision, len(deleted), prev_kvs)
+
+    def _range(self, request: Range, context: Context) -> KvResult:
+        return self.range(request)
+
+    def _txn(self, txn: Txn, context: Context) -> KvResult:
+        refused = refuse_txn_form(txn, self.limits.txn_ops_max)
+        if refused:
+            return refused
+        cost = put_bytes(txn)
+        if cost and self.size_bytes + cost > self.limits.quota_bytes:
+            return NO_SPACE
+        branches = list(chosen_branches(txn, self._mvcc))
+        for operation in operations_of(txn, iter(branches)):
+            refused = self._refuse_operation(operation, context)
+            if refused:
+                return refused
+        result = self._do_txn(txn, iter(branches))
+        if self._mvcc.pending:
+            self._commit()
+        return result
+
+    def _refuse_operation(self, operation: Put | DeleteRange | Range, context: Context) -> KvError | None:
+        """Why an operation of a transaction cannot be done on the state before it."""
+        if isinstance(operation, Range):
+            return refuse_range(self._mvcc, operation)
+        if isinstance(operation, Put):
+            ignores = operation.ignore_value or operation.ignore_lease
+            if ignores and self._mvcc.get(operation.key) is None:
+                return KEY_NOT_FOUND
+            if operation.lease and not self._leases.alive(operation.lease, context.time_ms):
+                return LEASE_NOT_FOUND
+        return None
+
+    def _do_txn(self, txn: Txn, branches: Iterator[bool]) -> TxnResult:
+        succeeded = next(branches)
+        responses = tuple(
+            self._do_txn(operation, branches) if isinstance(operation, Txn) else self._do(operation)
+            for operation in (txn.success if succeeded else txn.failure)
+        )
+        return TxnResult(self._next_revision(), succeeded, responses)
+
+    def _do(self, operation: Put | DeleteRange | Range) -> OperationResult:
+        if isinstance(operation, Put):
+            previous = self._set(operation)
+            return PutResult(self._next_revision(), previous if operation.prev_kv else None)
+        if isinstance(operation, DeleteRange):
+            deleted = self._delete(operation)
+            prev_kvs = tuple(deleted) if operation.prev_kv else ()
+            return DeleteRangeResult(self._next_revision(), len(deleted), prev_kvs)
+        return read_range(self._mvcc, operation, self._next_revision())
+
+    def _next_revision(self) -> int:
+        """The revision as a transaction in the middle sees it: the next one once it changed something."""
+        return self._mvcc.revision + (1 if self._mvcc.pending else 0)
+
+    def _compact(self, request: Compact, context: Context) -> KvResult:
+        mvcc = self._mvcc
+        if request.revision <= mvcc.compact_revision:
+            return COMPACTED
+        if request.revision > mvcc.revision:
+            return FUTURE_REVISION
+        mvcc.compact(request.revision)
+        return CompactResult(mvcc.revision)
+
+    # ------------------------------------------------------------------ leases
+
+    def _lease_grant(self, request: LeaseGrant, context: Context) -> KvResult:
+        if self.size_bytes + LEASE_COST_BYTES > self.limits.quota_bytes:
+            return NO_SPACE
+        granted = self._leases.grant(request.id, request.ttl, context.time_ms, context.slot, context.index)
+        if isinstance(granted, KvError):
+            return granted
+        return LeaseGrantResult(self._mvcc.revision, granted.id, granted.ttl_s)
+
+    def _lease_revoke(self, request: LeaseRevoke, context: Context) -> KvResult:
+        keys = self._leases.remove(request.id)
+        if isinstance(keys, KvError):
+            return keys
+        self._delete_keys(keys)
+        return LeaseRevokeResult(self._mvcc.revision)
+
+    def _lease_keep_alive(self, request: LeaseKeepAlive, context: Context) -> KvResult:
+        ttl_s = self._leases.keep_alive(request.id, context.time_ms)
+        return LeaseKeepAliveResult(self._mvcc.revision, request.id, ttl_s)
+
+    def _expire_leases(self) -> None:
+        """End leases whose time is over, one revision each; what is left comes with the next slot."""
+        keys_left = EXPIRED_KEYS_PER_SLOT
+        for _ in range(EXPIRED_LEASES_PER_SLOT):
+            lease_id = self._leases.next_expired(self._time_ms)
+            if lease_id is None or keys_left <= 0:
+                return
+            keys = self._leases.remove(lease_id)
+            assert not isinstance(keys, KvError)
+            self._delete_keys(keys)
+            keys_left -= len(keys)
+
+    def _delete_keys(self, keys: list[bytes]) -> None:
+        for key in keys:
+            self._mvcc.delete(key)
+        if self._mvcc.pending:
+            self._commit()
+
+    # ----------------------------------------------------------------- changes
+
+    def _set(self, put: Put) -> KeyValue | None:
+        """Do a put that nothing speaks against, as part of the next revision; returns the version before."""
+        value, lease = put.value, put.lease
+        if put.ignore_value or put.ignore_lease:
+            before = self._mvcc.get(put.key)
+            assert before is not None
+            value = before.value if put.ignore_value else value
+            lease = before.lease if put.ignore_lease else lease
+        previous = self._mvcc.put(put.key, value, lease)
+        if previous is not None and previous.lease and previous.lease != lease:
+            self._leases.detach(previous.lease, put.key)
+        if lease:
+            self._leases.attach(lease, put.key)
+        return previous
+
+    def _delete(self, request: DeleteRange) -> list[KeyValue]:
+        """Delete a range as part of the next revision; returns what was deleted, in the order of keys."""
+        mvcc = self._mvcc
+        if request.range_end:
+            kvs = list(mvcc.scan(bounds_of(request.key, request.range_end)))
+        else:
+            kv = mvcc.get(request.key)
+            kvs = [] if kv is None else [kv]
+        for kv in kvs:
+            mvcc.delete(kv.key)
+            if kv.lease:
+                self._leases.detach(kv.lease, kv.key)
+        return kvs
+
+    def _commit(self) -> None:
+        mvcc = self._mvcc
+        if self.watches.watchers:
+            changes = mvcc.pending
+            mvcc.commit()
+            self.watches.committed(changes)
+        else:
+            mvcc.commit()
+
+
+_MALFORMED = Raw(encode(MALFORMED))
+_TOO_LARGE = Raw(encode(REQUEST_TOO_LARGE))
+
+
+def _size_of(command: object) -> int:
+    """Keys and values in a command, in bytes."""
+    if isinstance(command, Txn):
+        return request_bytes(command)
+    if isinstance(command, Put):
+        return len(command.key) + len(command.value)
+    if isinstance(command, DeleteRange | Range):
+        return len(command.key) + len(command.range_end)
+    return 0

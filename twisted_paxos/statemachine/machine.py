@@ -1,0 +1,51 @@
+"""`IStateMachine`: what an embedding program implements. Pure, so it stands here; `interfaces` has it too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from msgspec import Raw
+from zope.interface import Attribute, Interface
+
+from twisted_paxos.statemachine.commands import Context
+
+
+class IStateMachine(Interface):
+    """A replicated state: the same commands in the same order give the same state and results anywhere.
+
+    Deterministic by contract: `apply`, `advance` and `restore` use nothing but their arguments and
+    the state; no clock, no randomness, no iteration over sets. All calls come on one thread.
+    `twisted_paxos.testing.determinism` checks an implementation.
+    """
+
+    deadline_ms: int | None = Attribute(
+        "The earliest log time in milliseconds at which `advance` has something to do; None: never."
+        " The leader sees to it that log time gets there."
+    )
+
+    def apply(payload: Raw, context: Context) -> Raw:
+        """Apply one command and return its result, as JSON.
+
+        Called once per command, in log order. Must not raise: a command that cannot be done
+        changes nothing and has an error as its result.
+        """
+
+    def advance(context: Context) -> None:
+        """Log time is now ``context.time_ms``; called once per slot, before its commands."""
+
+    def snapshot() -> Iterator[bytes]:
+        """The state of this moment, in pieces of about 64 KiB at most, made one by one.
+
+        A frozen view: `apply` and `advance` go on between two pieces and do not show in them.
+        Only one snapshot is under way at a time; closing the iterator ends it early.
+        """
+
+    def restore(pieces: Iterator[bytes]) -> Iterator[None]:
+        """Replace the state by what `snapshot` gave, of this or an earlier version.
+
+        Takes at most one piece between two yields, so that the caller can read the next one and do
+        other things; the state must not be used before it is exhausted.
+
+        Raises:
+            ValueError: the pieces are no snapshot of this machine.
+        """
