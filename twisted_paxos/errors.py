@@ -27,6 +27,10 @@ class StorageDamaged(StorageError):
     """Stored bytes are not what was written; going on could forget a promise."""
 
 
+class StorageForeign(StorageError):
+    """The storage is another node's, or another cluster's: it is in order, and must stay where it is."""
+
+
 class StorageFull(StorageError):
     """There is no room; nothing of the refused write is stored."""
 

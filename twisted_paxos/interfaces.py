@@ -35,7 +35,8 @@ class IAcceptorStorage(Interface):
 
         Raises:
             StorageLocked: another process has it open.
-            StorageDamaged: something synced is missing, changed, or of another cluster or uid.
+            StorageDamaged: something synced is missing or changed.
+            StorageForeign: it belongs to another cluster or uid; it must not be set aside.
             StorageError: it cannot be opened or made.
         """
 
@@ -141,6 +142,10 @@ class ISnapshotReader(Interface):
 
     def close() -> None:
         """Done with it."""
+
+
+class INodeStorage(IAcceptorStorage, ISnapshotStorage):
+    """All that a node keeps."""
 
 
 class IStorageProvider(IPlugin):

@@ -24,19 +24,17 @@ from twisted_paxos.applier import Applier
 from twisted_paxos.config import NodeConfig
 from twisted_paxos.core import limits
 from twisted_paxos.core.ballot import ProposalID
-from twisted_paxos.core.effects import Effects, Readable
+from twisted_paxos.core.effects import Effects
 from twisted_paxos.core.messages import Command, Envelope, FetchPiece, Piece, Sender, SlotEntry
 from twisted_paxos.core.records import Recovered
 from twisted_paxos.core.replica import Replica, ReplicaSettings
 from twisted_paxos.errors import (
     NodeStopped,
-    Overloaded,
-    SessionExpired,
     StorageDamaged,
     StorageError,
-    ValueTooLarge,
 )
-from twisted_paxos.interfaces import IAcceptorStorage, INode, IResultSink
+from twisted_paxos.interfaces import INode, INodeStorage, IResultSink
+from twisted_paxos.own_session import OwnSession
 from twisted_paxos.protocols.acceptor import AcceptorProtocol
 from twisted_paxos.protocols.base import NodeProtocol, Receiver
 from twisted_paxos.protocols.effects import EffectPerformer
@@ -44,6 +42,7 @@ from twisted_paxos.protocols.learner import LearnerProtocol, SnapshotProtocol
 from twisted_paxos.protocols.link import IncomingLinkFactory
 from twisted_paxos.protocols.messenger import SocketMessenger
 from twisted_paxos.protocols.proposer import MemberProtocol, ProposerProtocol
+from twisted_paxos.reads import NodeReads
 from twisted_paxos.snapshots import (
     DEFAULT_POLICY,
     Policy,
@@ -52,7 +51,7 @@ from twisted_paxos.snapshots import (
     SnapshotServer,
     restore,
 )
-from twisted_paxos.statemachine.commands import OPEN_SESSION, NodeStatus, Result, encode_opaque
+from twisted_paxos.statemachine.commands import NodeStatus, Result, encode_opaque
 from twisted_paxos.statemachine.machine import IStateMachine
 from twisted_paxos.statemachine.opaque import OpaqueLog
 from twisted_paxos.statemachine.replicated import Header, ReplicatedState, committed_sets
@@ -63,73 +62,11 @@ log = Logger()
 RECEIVE_BUFFER_BYTES = 4 << 20
 """What is asked of the system for the UDP port: its default holds four large datagrams."""
 
-OWN_HELD_MAX = 10_000
-"""Commands of the embedding program that may wait until its session is open."""
-
-READS_WAITING_MAX = 100_000
-"""Linearizable reads that may wait at a node."""
-
 REPORT_WAITING_S = 5.0
 """How often a node that cannot vote yet says for whom it waits."""
 
 SHOWN_VALUE_CHARS = 120
 """Longer values are shortened in the log lines of chosen slots."""
-
-
-@implementer(IResultSink)
-class _OwnSession:
-    """The session of the program that embeds the node: one at a time, opened when first needed."""
-
-    def __init__(self, node: PersistentPaxosNode, client: str) -> None:
-        self._node = node
-        self._client = client
-        self._sequence = 0
-        self._waiting: dict[int, Deferred[Result]] = {}
-        self._held: list[Command] = []
-        self._opening = False
-        self._opened = False
-
-    def propose(self, payload: Raw) -> Deferred[Result]:
-        """Have ``payload`` chosen and applied."""
-        self._node.check_payload(payload)
-        if not self._opening:
-            self._node.submit([Command(self._client, 0, 0, OPEN_SESSION)], self)
-            self._opening = True
-        self._sequence += 1
-        sequence = self._sequence
-        command = Command(self._client, sequence, min(self._waiting, default=sequence), payload)
-        if self._opened:
-            self._node.submit([command], self)
-        elif len(self._held) < OWN_HELD_MAX:
-            # Ahead of its session a command would be refused for good.
-            self._held.append(command)
-        else:
-            raise Overloaded(f"{OWN_HELD_MAX} commands wait for the session; try again later")
-        result: Deferred[Result] = Deferred()
-        self._waiting[sequence] = result
-        return result
-
-    def applied(self, results: Sequence[Result]) -> None:
-        """Results from the applier."""
-        for result in results:
-            if result.sequence == 0:
-                self._opened = True
-                held, self._held = self._held, []
-                self._node.submit(held, self)
-                continue
-            waiting = self._waiting.pop(result.sequence, None)
-            if waiting is None:
-                continue
-            if result.error:
-                waiting.errback(SessionExpired(f"not applied: {result.error}"))
-            else:
-                waiting.callback(result)
-
-    def stop(self) -> None:
-        """Nothing more will be applied here."""
-        waiting, self._waiting = self._waiting, {}
-        for result in waiting.values():
-            result.errback(NodeStopped("the node stopped; the command may or may not be chosen"))
 
 
 @implementer(INode)
@@ -159,7 +96,7 @@ class PersistentPaxosNode(Service):
         self,
         reactor: Any,
         config: NodeConfig,
-        storage: IAcceptorStorage,
+        storage: INodeStorage,
         durable: bool,
         entropy: Callable[[], str],
         random: Callable[[], float],
@@ -187,10 +124,7 @@ class PersistentPaxosNode(Service):
         self._reported_s = float("-inf")
         self._reported_leader: ProposalID | None = None
         self.lost = False
-        self._session: _OwnSession | None = None
-        self._new_reads: list[Deferred[None]] = []
-        self._reads: dict[int, list[Deferred[None]]] = {}
-        self._reads_waiting = 0
+        self._session: OwnSession | None = None
         self._chosen_listeners: list[Callable[[int], None]] = []
 
     # -- start and stop
@@ -233,6 +167,7 @@ class PersistentPaxosNode(Service):
             lambda: self.performer.stored_upto,
         )
         self.applier.listeners.append(self._applied)
+        self.reads = NodeReads(self.replica.read, self.applier.when_applied)
         self.performer = EffectPerformer(
             self.uid,
             self._reactor,
@@ -240,7 +175,7 @@ class PersistentPaxosNode(Service):
             self.messenger,
             self._receive_own,
             self._apply,
-            self._confirmed,
+            self.reads.confirmed,
             lambda source: self.snapshot_receiver.start(source),
             lambda: (self.replica.log.chosen_upto, self.replica.log.log_start),
             self._fail,
@@ -357,9 +292,7 @@ class PersistentPaxosNode(Service):
         self._ports.append(udp)
         _widen_buffer(udp)
         try:
-            self._ports.append(
-                self._reactor.listenTCP(udp.getHost().port, self.links, interface=bind.host)
-            )
+            self._ports.append(self._reactor.listenTCP(udp.getHost().port, self.links, interface=bind.host))
         except CannotListenError:
             self._ports.pop().stopListening()
             raise
@@ -394,7 +327,7 @@ class PersistentPaxosNode(Service):
             self._timer.cancel()
         if self._session is not None:
             self._session.stop()
-        self._fail_reads()
+        self.reads.stop()
 
     def _fail(self, reason: str | Failure) -> None:
         """The node must end, now and with one line."""
@@ -485,10 +418,13 @@ class PersistentPaxosNode(Service):
 
     def submit(self, commands: Sequence[Command], sink: IResultSink) -> None:
         """See `INode.submit`."""
-        if self._stopping or not self.running:
-            raise NodeStopped("the node is stopping; ask another one")
+        self._check_running()
         self.replica.submit(commands, sink)
         self._plan_flush()
+
+    def _check_running(self) -> None:
+        if self._stopping or not self.running:
+            raise NodeStopped("the node is stopping; ask another one")
 
     def _plan_flush(self) -> None:
         if not self._flush_planned:
@@ -499,15 +435,8 @@ class PersistentPaxosNode(Service):
         self._flush_planned = False
         if not self._stopping:
             now_s = self._reactor.seconds()
-            self._perform(self._decide(lambda: self._ask_reads(now_s)))
+            self._perform(self._decide(lambda: self.reads.ask(now_s)))
             self._perform(self._decide(lambda: self.replica.flush(now_s)))
-
-    @staticmethod
-    def check_payload(payload: Raw) -> None:
-        """Raises `ValueTooLarge` when a command's payload is over the limit."""
-        if len(payload) > limits.PAYLOAD_MAX_BYTES:
-            limit = limits.VALUE_MAX_BYTES
-            raise ValueTooLarge(f"a value of {len(payload):,} bytes; the limit is {limit:,}")
 
     def forget(self, sink: IResultSink) -> None:
         """See `INode.forget`."""
@@ -528,7 +457,7 @@ class PersistentPaxosNode(Service):
             ValueTooLarge: it is over `limits.VALUE_MAX_BYTES`.
         """
         if self._session is None:
-            self._session = _OwnSession(self, self._entropy())
+            self._session = OwnSession(self, self._entropy())
         return self._session.propose(command if isinstance(command, Raw) else encode_opaque(command))
 
     def read(self) -> Deferred[None]:
@@ -542,40 +471,10 @@ class PersistentPaxosNode(Service):
         Raises:
             Overloaded: too many reads wait already.
         """
-        if self._stopping or not self.running:
-            raise NodeStopped("the node is stopping; ask another one")
-        if self._reads_waiting >= READS_WAITING_MAX:
-            raise Overloaded(f"{self._reads_waiting:,} reads wait already; try again later")
-        self._reads_waiting += 1
-        self._new_reads.append(waiting := Deferred())
+        self._check_running()
+        waiting = self.reads.begin()
         self._plan_flush()
         return waiting
-
-    def _ask_reads(self, now_s: float) -> Effects:
-        """One question for all reads of this turn."""
-        reads, self._new_reads = self._new_reads, []
-        if not reads:
-            return Effects()
-        read_id, effects = self.replica.read(now_s)
-        self._reads[read_id] = reads
-        return effects
-
-    def _confirmed(self, readable: Readable) -> None:
-        reads = self._reads.pop(readable.read_id, [])
-        self.applier.when_applied(readable.slot).addCallback(lambda _: self._answer_reads(reads))
-
-    def _answer_reads(self, reads: list[Deferred[None]]) -> None:
-        self._reads_waiting -= len(reads)
-        for waiting in reads:
-            if not waiting.called:
-                waiting.callback(None)
-
-    def _fail_reads(self) -> None:
-        waiting = [*self._new_reads, *(read for reads in self._reads.values() for read in reads)]
-        self._new_reads, self._reads = [], {}
-        for read in waiting:
-            if not read.called:
-                read.errback(NodeStopped("the node stopped; ask another one"))
 
     # -- chosen slots
 

@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 
 from twisted_paxos.config import NodeConfig
 from twisted_paxos.errors import PaxosError
-from twisted_paxos.interfaces import IAcceptorStorage
+from twisted_paxos.interfaces import INodeStorage
 from twisted_paxos.node import PersistentPaxosNode
 from twisted_paxos.protocols.clientport import ClientPort
 from twisted_paxos.storage.providers import find_provider
@@ -48,7 +48,7 @@ class NodeService(Service):
         self,
         reactor: Any,
         config: NodeConfig,
-        open_storage: Callable[[], IAcceptorStorage],
+        open_storage: Callable[[], INodeStorage],
         durable: bool,
         entropy: Callable[[], str],
         random: Callable[[], float],

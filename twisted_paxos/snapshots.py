@@ -20,7 +20,13 @@ from twisted.python.failure import Failure
 
 from twisted_paxos.core.messages import FetchPiece, Piece, Sender
 from twisted_paxos.errors import StorageDamaged, StorageError, StorageFull
-from twisted_paxos.interfaces import IMessenger, ISnapshotReader, ISnapshotStorage, ISnapshotWriter
+from twisted_paxos.interfaces import (
+    IMessenger,
+    INodeStorage,
+    ISnapshotReader,
+    ISnapshotStorage,
+    ISnapshotWriter,
+)
 from twisted_paxos.statemachine.replicated import Header, ReplicatedState, Sets
 
 log = Logger()
@@ -68,7 +74,7 @@ class SnapshotMaker:
     def __init__(
         self,
         clock: IReactorTime,
-        storage: Any,
+        storage: INodeStorage,
         state: ReplicatedState,
         sets: Callable[[int], Sets],
         compacted: Callable[[int], None],

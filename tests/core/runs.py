@@ -96,6 +96,8 @@ class RandomRun:
                 node.start()
             else:
                 node.crash()
+        elif len(cluster.voters) == 1:
+            node.pause(random.uniform(0.1, 2.0))
         elif kind < 0.6:
             side = random.sample(cluster.voters, random.randrange(1, len(cluster.voters)))
             cluster.cut = {

@@ -265,12 +265,12 @@ class Proposer:
         while len(self._in_flight) < limits.PIPELINE_SLOTS:
             free = self._next_slot <= self.log.chosen_upto + limits.ALPHA
             if self._recovered:
-                slot, value = self._recovered[0]
+                slot, again = self._recovered[0]
                 if slot > self.log.chosen_upto + limits.ALPHA:
                     break
                 self._recovered.popleft()
                 if slot > self.log.chosen_upto:
-                    effects.sends.append(self._propose(slot, value, now_s))
+                    effects.sends.append(self._propose(slot, again, now_s))
             elif free and (value := self._next_value(now_s)) is not None:
                 effects.sends.append(self._propose(self._next_slot, value, now_s))
                 self._next_slot += 1
@@ -294,7 +294,8 @@ class Proposer:
         return Send(EVERYONE, Accept(self.ballot, slot, value, self.log.chosen_upto))
 
     def _next_batch(self) -> list[Command]:
-        queue, batch, size = self._queue, [], 0
+        queue, size = self._queue, 0
+        batch: list[Command] = []
         while queue:
             cost = len(queue[0].payload) + COMMAND_OVERHEAD_BYTES
             if batch and size + cost > limits.BATCH_TARGET_BYTES:

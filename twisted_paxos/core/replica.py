@@ -98,9 +98,7 @@ class Replica:
     ) -> None:
         self.settings = settings
         self.membership = Membership(settings.voters, {})
-        self.formation = Formation(
-            recovered.identity, self.membership, boot_id, settings.heartbeat_s * 2
-        )
+        self.formation = Formation(recovered.identity, self.membership, boot_id, settings.heartbeat_s * 2)
         self.log = Log(recovered.chosen_upto, recovered.log_start, recovered.entries)
         self.acceptor = Acceptor(self.log, recovered.promised, self.formation.is_voter)
         self.learner = Learner(self.log, self.membership, random)

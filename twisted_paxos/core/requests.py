@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+from msgspec import Raw
+
 from twisted_paxos.core import limits
 from twisted_paxos.core.ballot import NO_BALLOT, ProposalID
 from twisted_paxos.core.effects import Effects, Send
@@ -26,6 +28,13 @@ REFUSED_WAIT_S = 0.025
 """What was refused (no leader there, or a full one) waits this long."""
 
 Key = tuple[str, int]
+
+
+def check_payload(payload: Raw) -> None:
+    """Raises `ValueTooLarge` when a command's payload is over the limit."""
+    if len(payload) > limits.PAYLOAD_MAX_BYTES:
+        limit = limits.VALUE_MAX_BYTES
+        raise ValueTooLarge(f"a value of {len(payload):,} bytes; the limit is {limit:,}")
 
 
 class _Sent(NamedTuple):
@@ -70,9 +79,7 @@ class Requests:
         """
         size = 0
         for command in commands:
-            if len(command.payload) > limits.PAYLOAD_MAX_BYTES:
-                limit = limits.VALUE_MAX_BYTES
-                raise ValueTooLarge(f"a value of {len(command.payload):,} bytes; the limit is {limit:,}")
+            check_payload(command.payload)
             size += len(command.payload) + COMMAND_OVERHEAD_BYTES
         if len(self._commands) + len(commands) > limits.QUEUE_MAX_COMMANDS:
             raise Overloaded(f"{len(self._commands):,} commands wait already; try again later")

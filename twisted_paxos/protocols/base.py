@@ -146,7 +146,7 @@ class NodeProtocol(DatagramProtocol):
         """The port is bound: roles share its transport."""
         self._attach(self.transport)
         for role in self._roles:
-            role.makeConnection(self.transport)
+            role.makeConnection(self.transport)  # type: ignore[arg-type]
 
     def datagramReceived(self, datagram: bytes, addr: Any) -> None:
         """Bytes from the network."""

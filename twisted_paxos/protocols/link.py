@@ -35,6 +35,8 @@ RECONNECT_MAX_S = 2.0
 class IncomingLink(Int32StringReceiver):
     """What a peer sends on the connection that it made."""
 
+    transport: Any
+
     MAX_LENGTH = limits.FRAME_MAX_BYTES
     factory: IncomingLinkFactory
 
@@ -75,7 +77,7 @@ class IncomingLinkFactory(Factory):
         received: takes the messages.
     """
 
-    protocol = IncomingLink
+    protocol: Any = IncomingLink
     noisy = False
 
     def __init__(self, receiver: Receiver, received: Callable[[Envelope], None]) -> None:
@@ -92,6 +94,8 @@ class IncomingLinkFactory(Factory):
 @implementer(IPushProducer)
 class OutgoingLink(Int32StringReceiver):
     """The connection that this node made to a peer; nothing is expected to come back on it."""
+
+    transport: Any
 
     MAX_LENGTH = 1
     factory: _OutgoingFactory
@@ -129,7 +133,7 @@ class OutgoingLink(Int32StringReceiver):
 
 
 class _OutgoingFactory(Factory):
-    protocol = OutgoingLink
+    protocol: Any = OutgoingLink
     noisy = False
 
     def __init__(self, link: PeerLink) -> None:

@@ -8,7 +8,7 @@ from array import array
 class SlotIndex:
     """Maps slots to non-zero 64-bit locations.
 
-    Slots without a gap from ``first_slot`` on live in an array; the few above the first gap in a dict,
+    A slot below ``first_slot`` is never kept: a snapshot stands for it. Slots without a gap from there on live in an array; the few above the first gap in a dict,
     which the protocol's window (`limits.WINDOW_SLOTS`) bounds.
     """
 
@@ -23,7 +23,7 @@ class SlotIndex:
         return self.first_slot + len(self._dense) - 1
 
     def put(self, slot: int, location: int) -> None:
-        """Remember ``location`` for ``slot``, in place of an earlier one."""
+        """Remember ``location`` for ``slot``, in place of an earlier one; nothing below ``first_slot``."""
         position = slot - self.first_slot
         dense = self._dense
         if position == len(dense):
@@ -34,8 +34,6 @@ class SlotIndex:
             dense[position] = location
         elif position > 0:
             self._sparse[slot] = location
-        else:
-            raise ValueError(f"slot {slot} is below the first stored one, {self.first_slot}")
 
     def get(self, slot: int) -> int:
         """The location of ``slot``, 0 when it is not stored."""
@@ -43,6 +41,17 @@ class SlotIndex:
         if 0 <= position < len(self._dense):
             return self._dense[position]
         return self._sparse.get(slot, 0)
+
+    def begin_at(self, first_slot: int) -> None:
+        """Forget what is below ``first_slot``; it never goes back."""
+        passed = first_slot - self.first_slot
+        if passed <= 0:
+            return
+        del self._dense[:passed]
+        self.first_slot = first_slot
+        if not self._dense:
+            self._sparse = {slot: at for slot, at in self._sparse.items() if slot >= first_slot}
+            self._drain()
 
     def above(self, slot: int) -> list[int]:
         """Every stored slot above ``slot``, ascending."""

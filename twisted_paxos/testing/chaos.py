@@ -110,6 +110,7 @@ class Chaos:
                 self._report(f"{fault.title}, {number} of {self._times}: {_last(outcome)}")
         except PaxosError as error:
             outcome.failed = str(error)
+            self._report(f"{fault.title}: FAILED: {error}")
         finally:
             await self._network.set()
             await cluster.close()

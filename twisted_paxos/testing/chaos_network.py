@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from twisted.internet.defer import gatherResults
+from twisted.internet.defer import FirstError, gatherResults
 from twisted.internet.utils import getProcessOutputAndValue
 
 from twisted_paxos.errors import PaxosError
@@ -86,14 +86,13 @@ def rules(cut: Iterable[str], loss: Iterable[str], loss_percent: int) -> str:
         loss: addresses; a random part of what comes from them is dropped.
         loss_percent: how large a part.
     """
-    lines = ["add table inet chaos", "delete table inet chaos", "table inet chaos { chain arriving {"]
+    lines = ["add table inet chaos", "delete table inet chaos", "table inet chaos {", "chain arriving {"]
     lines.append("type filter hook input priority 0; policy accept;")
     if cut := sorted(cut):
         lines.append(f"ip saddr {{ {', '.join(cut)} }} drop")
     if (loss := sorted(loss)) and loss_percent:
         lines.append(f"ip saddr {{ {', '.join(loss)} }} numgen random mod 100 < {loss_percent} drop")
-    lines.append("} }")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "}", "}", ""])
 
 
 class Network:
@@ -161,10 +160,11 @@ class Network:
         Raises:
             ChaosError: nft failed.
         """
-        await gatherResults(
-            [self._load(name, self._rules(name, cut, loss_percent)) for name in self.addresses],
-            consumeErrors=True,
-        )
+        loading = [self._load(name, self._rules(name, cut, loss_percent)) for name in self.addresses]
+        try:
+            await gatherResults(loading, consumeErrors=True)
+        except FirstError as error:
+            raise ChaosError(error.subFailure.getErrorMessage()) from None
 
     def _rules(self, name: str, cut: Collection[tuple[str, str]], loss_percent: int) -> str:
         sources = [self.addresses[source] for source, destination in cut if destination == name]

@@ -16,7 +16,7 @@ from twisted_paxos.client import connect
 from twisted_paxos.config import NodeConfig
 from twisted_paxos.core.messages import SlotEntry
 from twisted_paxos.errors import PaxosError
-from twisted_paxos.interfaces import IAcceptorStorage
+from twisted_paxos.interfaces import INodeStorage
 from twisted_paxos.node import PersistentPaxosNode
 from twisted_paxos.service import NodeService
 from twisted_paxos.storage.wal import FileStorage
@@ -99,7 +99,8 @@ class SimulatedNode:
         for watch in cluster.on_start:
             watch(self)
 
-    def _open_storage(self) -> IAcceptorStorage:
+    def _open_storage(self) -> INodeStorage:
+        assert self.reactor is not None
         # One executor per storage object: closing the storage closes it.
         self.executor = ImmediateExecutor(self.reactor, self.sync_s)
         storage = FileStorage(self.disk, self.uid, self.executor, self.reactor, self.cluster.segment_bytes)

@@ -14,7 +14,6 @@ import argparse
 import os
 import random
 import socket
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -100,7 +99,7 @@ def sample_messages() -> list[Message]:
         ForwardReply(1, True),
         Join(1),
         Joined(1, False, {"A": "0", "B": "1"}),
-        Refused("0", 0, "0", 0),
+        Refused("0", 0, "0", "fuzz"),
     ]
 
 
@@ -225,4 +224,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

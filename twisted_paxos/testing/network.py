@@ -301,6 +301,11 @@ class SimulatedReactor:
         if not self.is_dead:
             self.is_paused = True
 
+    def jump(self, seconds: float) -> None:
+        """Its clock jumps ahead; calls that are planned already come when they would have come."""
+        self._offset_s += seconds
+        self._is_skewed = True
+
     def resume(self) -> None:
         """As SIGCONT: what was due and what arrived happens now, in one of the two orders."""
         if not self.is_paused:

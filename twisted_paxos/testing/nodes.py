@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import signal
 import site
 import socket
 import sys
@@ -156,8 +157,9 @@ class NodeProcess(ProcessProtocol):
     def signal(self, name: str) -> None:
         """Send signal ``KILL``, ``TERM``, ``STOP`` or ``CONT``; nothing if it has ended."""
         if self._process is not None:
+            # Twisted knows only some signals by name.
             with contextlib.suppress(ProcessExitedAlready):
-                self._process.signalProcess(name)
+                self._process.signalProcess(signal.SIGCONT if name == "CONT" else name)
 
     def kill(self) -> Deferred[None]:
         """SIGKILL; fires when the process has ended."""

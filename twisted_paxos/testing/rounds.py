@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import argparse
 import random
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from msgspec import Raw
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import deferLater, react
 
@@ -181,7 +181,7 @@ class Rounds:
         places: dict[object, tuple[int, int]] = {}
         seen: set[tuple[str, int]] = set()
         for slot, raw in log:
-            for index, command in enumerate(decode_value(raw).commands):
+            for index, command in enumerate(decode_value(Raw(raw)).commands):
                 key = (command.client, command.sequence)
                 if key not in seen and command.sequence:
                     # A repetition has the same key; it is in the log and was not applied again.
@@ -227,4 +227,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

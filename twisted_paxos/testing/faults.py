@@ -1,0 +1,537 @@
+"""Makes the faults of a `Schedule` happen to a `SimulatedCluster`, and ends them all.
+
+What a fault may do is bounded by what the design promises (DESIGN.md, section 6), so that whatever a
+check finds is a fault of the program:
+
+* damage happens to a stopped node only, and only while, with that node, the voting members that
+  hold everything that they ever stored are still a majority: the others can repair it;
+* the last write of a log is not damaged: it cannot be told from a torn one, the documented exception;
+* an old copy of a directory comes back only when every other member has recorded a later start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from random import Random
+from typing import Any, Final
+
+from twisted_paxos.errors import PaxosError
+from twisted_paxos.storage.disk import LOCK_NAME
+from twisted_paxos.storage.format import segment_id
+from twisted_paxos.storage.recovery import Floor, examine
+from twisted_paxos.core.ballot import ProposalID
+from twisted_paxos.core.limits import NUMBER_MAX
+from twisted_paxos.testing.cluster import SimulatedCluster, SimulatedNode
+from twisted_paxos.testing.schedule import CLASSES, Fault, Schedule
+from twisted_paxos.testing.storage import SECTOR_BYTES
+
+RESTART_S: Final = 0.3
+"""A node that stopped by itself is started again after this long."""
+
+EFFECTS_MAX: Final = 60
+"""A crash between two effects comes within so many of them."""
+
+COPIES_MAX: Final = 4
+"""Old copies of a directory that are kept."""
+
+
+class NodeFaults:
+    """What is wrong with one node at present.
+
+    Attributes:
+        excuses: faults that allow the node to stop by itself, until its next start.
+        whole_from: while damaged: it counts as whole again once it has stored every slot up to here.
+        copies: old contents of its directory, and which start wrote them.
+    """
+
+    def __init__(self) -> None:
+        self.excuses: list[str] = []
+        self.whole_from: int | None = None
+        self.copies: list[tuple[str, int, dict[str, bytes]]] = []
+        self.holds = 0
+        self.at_apply = 0
+
+
+class Injector:
+    """Injects faults.
+
+    Args:
+        cluster: the victim.
+        schedule: what and when.
+        tell: told a line for each thing that happens.
+        highest_stored: gives the highest slot that a node ever stored.
+        damaged: told the id of a node whose disk was put back to an older state.
+
+    Attributes:
+        nodes: what is wrong with each.
+        healed: no fault begins any more.
+    """
+
+    def __init__(
+        self,
+        cluster: SimulatedCluster,
+        schedule: Schedule,
+        tell: Callable[[str], None],
+        highest_stored: Callable[[str], int],
+        damaged: Callable[[str], None],
+    ) -> None:
+        self.cluster = cluster
+        self.schedule = schedule
+        self.nodes = {uid: NodeFaults() for uid in cluster.nodes}
+        self.healed = False
+        self._tell = tell
+        self._highest_stored = highest_stored
+        self._damaged = damaged
+        self._weather: dict[str, int] = {}
+        self._cuts: dict[tuple[str, str], int] = {}
+        self._at_send: dict[str, tuple[int, Callable[[], None]]] = {}
+        cluster.on_stop.append(self._stopped)
+        self._kinds: dict[str, Callable[[Fault, Random], None]] = {
+            **dict.fromkeys(CLASSES["network"], self._weather_fault),
+            **dict.fromkeys(CLASSES["partition"], self._partition),
+            **dict.fromkeys(CLASSES["damage"], self._damage),
+            "kill": self._crash_one,
+            "power": self._crash_one,
+            "kill_all": self._crash_all,
+            "power_all": self._crash_all,
+            "pause": self._pause,
+            "clock_rate": self._clock_rate,
+            "clock_jump": self._clock_jump,
+            "at_disk": self._at_disk,
+            "at_send": self._crash_at_send,
+            "at_apply": self._crash_at_apply,
+            "slow": self._slow,
+            "stall": self._stall,
+            "fail_sync": self._bad_disk,
+            "fail_read": self._bad_disk,
+            "read_only": self._bad_disk,
+            "full": self._full,
+        }
+
+    # -- time
+
+    def arm(self) -> None:
+        """Start the nodes, and plan every fault."""
+        clock = self.cluster.clock
+        for uid, start_s in zip(self.cluster.nodes, self.schedule.start_s, strict=True):
+            clock.push(start_s, self.start, (uid,))
+        for fault in self.schedule.faults:
+            clock.push(fault.at_s, self._inject, (fault,))
+
+    def _inject(self, fault: Fault) -> None:
+        if not self.healed:
+            self._kinds[fault.kind](fault, Random(fault.draw))
+
+    def _later(self, delay_s: float, call: Callable[..., None], *args: Any) -> None:
+        """Call unless everything healed before."""
+
+        def guarded() -> None:
+            if not self.healed:
+                call(*args)
+
+        self.cluster.clock.push(self.cluster.clock.now_s + delay_s, guarded)
+
+    def heal(self) -> None:
+        """End every fault, and start every node."""
+        self.healed = True
+        network = self.cluster.network
+        network.faults(**dict.fromkeys(("loss", "duplicate", "reorder", "corrupt", "replay"), 0.0))
+        network.faults(delay_min_s=0.000_1, delay_max_s=0.000_3)
+        network.heal_all()
+        network.lets = None
+        self._at_send.clear()
+        for uid, node in self.cluster.nodes.items():
+            self.nodes[uid].holds = self.nodes[uid].at_apply = 0
+            self._heal_disk(node)
+            node.clock_rate = 1.0
+            if node.reactor is not None:
+                node.reactor.resume()
+            self.start(uid)
+
+    def _heal_disk(self, node: SimulatedNode) -> None:
+        disk = node.disk
+        disk.fail_sync = disk.fail_read = disk.read_only = False
+        disk.capacity_bytes = disk.stop_after = disk.on_stop = None
+        node.sync_s = self.schedule.sizes.sync_s
+        if node.executor is not None:
+            node.executor.delay_s = node.sync_s
+            node.executor.resume()
+
+    # -- nodes that stop and start
+
+    def start(self, uid: str) -> None:
+        """Start a node that does not run, unless a fault keeps it down."""
+        node, state = self.cluster.nodes[uid], self.nodes[uid]
+        if node.running or state.holds:
+            return
+        if not state.copies or len(state.copies) < COPIES_MAX:
+            self._keep_copy(node, state)
+        disk = node.disk
+        state.excuses = [k for k in ("fail_sync", "fail_read", "read_only") if getattr(disk, k)]
+        if disk.capacity_bytes is not None or disk.stop_after is not None:
+            state.excuses.append("full" if disk.stop_after is None else "at_disk")
+        try:
+            node.start()
+        except PaxosError:
+            return  # `_stopped` was told, and plans the next try.
+        self._tell(f"{uid} starts")
+
+    def _stopped(self, node: SimulatedNode) -> None:
+        self._tell(f"{node.uid} stops: {node.stopped_with}")
+        disk = node.disk
+        disk.fail_sync = disk.fail_read = disk.read_only = False
+        disk.capacity_bytes = None
+        self.cluster.clock.push(self.cluster.clock.now_s + RESTART_S, self.start, (node.uid,))
+
+    def _crash(self, node: SimulatedNode, power_loss: bool, down_s: float) -> None:
+        """Kill it, and start it again after ``down_s``."""
+        if not node.running:
+            return
+        self._tell(f"{node.uid} {'loses power' if power_loss else 'is killed'}")
+        node.disk.on_stop = None
+        self._at_send.pop(node.host, None)
+        self.nodes[node.uid].at_apply = 0
+        node.crash(power_loss)
+        self._hold(node.uid, down_s)
+
+    def _hold(self, uid: str, down_s: float) -> None:
+        """Keep a node down for so long."""
+        self.nodes[uid].holds += 1
+        self._later(down_s, self._release, uid)
+
+    def _release(self, uid: str) -> None:
+        self.nodes[uid].holds -= 1
+        self.start(uid)
+
+    def _pick(self, random: Random, running: bool = True) -> SimulatedNode | None:
+        """One node; leaders are hit more often, they matter more."""
+        nodes = [node for node in self.cluster.nodes.values() if node.running or not running]
+        leaders = [node for node in nodes if node.uid in self.cluster.leaders()]
+        if leaders and random.random() < 0.3:
+            return random.choice(leaders)
+        return random.choice(nodes) if nodes else None
+
+    def _crash_one(self, fault: Fault, random: Random) -> None:
+        node = self._pick(random)
+        if node is not None:
+            self._crash(node, fault.kind == "power", fault.seconds)
+
+    def _crash_all(self, fault: Fault, random: Random) -> None:
+        down_s = min(fault.seconds, 1.0)
+        for node in self.cluster.nodes.values():
+            self._crash(node, fault.kind == "power_all", down_s * random.random())
+
+    def _pause(self, fault: Fault, random: Random) -> None:
+        node = self._pick(random)
+        if node is not None and node.reactor is not None:
+            self._tell(f"{node.uid} is paused for {fault.seconds:.3f} s")
+            reactor = node.reactor
+            reactor.pause()
+            self._later(fault.seconds, reactor.resume)
+
+    def _clock_rate(self, fault: Fault, random: Random) -> None:
+        """From its next start on, a node's clock runs fast or slow and shows another time."""
+        node = self._pick(random)
+        if node is not None:
+            node.clock_rate = random.choice((0.5, 0.9, 0.99, 1.01, 1.1, 2.0))
+            node.clock_offset_s = random.uniform(0.0, 1e6)
+            self._crash(node, False, min(fault.seconds, 0.5))
+
+    def _clock_jump(self, fault: Fault, random: Random) -> None:
+        """A node's clock jumps ahead, as after the suspension of a machine."""
+        node = self._pick(random)
+        if node is not None and node.reactor is not None:
+            self._tell(f"{node.uid}: its clock jumps by {fault.amount * 10:.3f} s")
+            node.reactor.jump(fault.amount * 10)
+
+    # -- crashes between two effects
+
+    def _at_disk(self, fault: Fault, random: Random) -> None:
+        """The machine stops, or the process, at one of the next operations of the disk."""
+        node = self._pick(random, running=False)
+        if node is None:
+            return
+        disk, power_loss = node.disk, random.random() < 0.7
+        if "at_disk" not in self.nodes[node.uid].excuses:
+            self.nodes[node.uid].excuses.append("at_disk")
+        disk.stop_after = disk.operations + random.randrange(EFFECTS_MAX)
+        disk.on_stop = partial(self._crash, node, power_loss, fault.seconds)
+
+    def _crash_at_send(self, fault: Fault, random: Random) -> None:
+        """It crashes before one of the next datagrams leaves."""
+        node = self._pick(random)
+        if node is not None:
+            crash = partial(self._crash, node, random.random() < 0.5, fault.seconds)
+            self._at_send[node.host] = (random.randrange(EFFECTS_MAX), crash)
+            self.cluster.network.lets = self._lets
+
+    def _lets(self, host: str) -> bool:
+        waiting = self._at_send.get(host)
+        if waiting is None:
+            return True
+        count, crash = waiting
+        if count:
+            self._at_send[host] = (count - 1, crash)
+            return True
+        crash()
+        return False
+
+    def _crash_at_apply(self, fault: Fault, random: Random) -> None:
+        """It crashes when it has applied one of the next slots."""
+        node = self._pick(random)
+        if node is not None:
+            self.nodes[node.uid].at_apply = 1 + random.randrange(EFFECTS_MAX // 2)
+
+    def applied(self, uid: str) -> None:
+        """A node applied a slot."""
+        state = self.nodes[uid]
+        if state.at_apply:
+            state.at_apply -= 1
+            if not state.at_apply:
+                self._crash(self.cluster.nodes[uid], False, 0.2)
+
+    # -- the network
+
+    def _weather_fault(self, fault: Fault, random: Random) -> None:
+        self._weather[fault.kind] = self._weather.get(fault.kind, 0) + 1
+        if fault.kind == "delay":
+            low_s = random.choice((0.0, 0.01, 0.05)) * fault.amount
+            self.cluster.network.faults(delay_min_s=low_s, delay_max_s=low_s + 0.1 * fault.amount)
+        else:
+            worst = {"loss": 0.6, "duplicate": 0.5, "reorder": 0.7, "corrupt": 0.1, "replay": 0.3}
+            self.cluster.network.faults(**{fault.kind: worst[fault.kind] * fault.amount})
+        self._later(2 * fault.seconds, self._weather_ends, fault.kind)
+
+    def _weather_ends(self, kind: str) -> None:
+        self._weather[kind] -= 1
+        if self._weather[kind]:
+            return
+        if kind == "delay":
+            self.cluster.network.faults(delay_min_s=0.000_1, delay_max_s=0.000_3)
+        else:
+            self.cluster.network.faults(**{kind: 0.0})
+
+    def _partition(self, fault: Fault, random: Random) -> None:
+        hosts = [node.host for node in self.cluster.nodes.values()]
+        random.shuffle(hosts)
+        pairs = _cut_pairs(fault.kind, hosts, random)
+        self._tell(f"{fault.kind}: " + ", ".join(f"{a}>{b}" for a, b in pairs))
+        self._cut(pairs)
+        self._later(2 * fault.seconds, self._join, pairs)
+
+    def _cut(self, pairs: Sequence[tuple[str, str]]) -> None:
+        for pair in pairs:
+            self._cuts[pair] = self._cuts.get(pair, 0) + 1
+            self.cluster.network.cut(*pair, both=False)
+
+    def _join(self, pairs: Sequence[tuple[str, str]]) -> None:
+        for pair in pairs:
+            self._cuts[pair] -= 1
+            if not self._cuts[pair]:
+                self.cluster.network.heal(*pair, both=False)
+
+    # -- disks
+
+    def _slow(self, fault: Fault, random: Random) -> None:
+        node = self._pick(random, running=False)
+        if node is not None:
+            self._tell(f"{node.uid}: slow disk")
+            self._set_sync_s(node, fault.amount**3)
+            self._later(fault.seconds, self._set_sync_s, node, self.schedule.sizes.sync_s)
+
+    def _set_sync_s(self, node: SimulatedNode, sync_s: float) -> None:
+        node.sync_s = sync_s
+        if node.executor is not None:
+            node.executor.delay_s = sync_s
+
+    def _stall(self, fault: Fault, random: Random) -> None:
+        node = self._pick(random)
+        if node is not None and node.executor is not None:
+            self._tell(f"{node.uid}: its disk stands still for {2 * fault.seconds:.3f} s")
+            executor = node.executor
+            executor.stall()
+            self._later(2 * fault.seconds, self._unstall, node, executor)
+
+    @staticmethod
+    def _unstall(node: SimulatedNode, executor: Any) -> None:
+        if node.executor is executor:
+            executor.resume()
+
+    def _bad_disk(self, fault: Fault, random: Random) -> None:
+        """Errors until the node stops, or for a while."""
+        node = self._pick(random, running=False)
+        if node is not None:
+            self._tell(f"{node.uid}: its disk: {fault.kind}")
+            self.nodes[node.uid].excuses.append(fault.kind)
+            setattr(node.disk, fault.kind, True)
+            self._later(fault.seconds, setattr, node.disk, fault.kind, False)
+
+    def _full(self, fault: Fault, random: Random) -> None:
+        node = self._pick(random, running=False)
+        if node is not None:
+            self._tell(f"{node.uid}: its disk is full")
+            self.nodes[node.uid].excuses.append(fault.kind)
+            node.disk.capacity_bytes = node.disk.used_bytes + random.choice((0, 0, 4_096, 10_000))
+            self._later(2 * fault.seconds, setattr, node.disk, "capacity_bytes", None)
+
+    # -- damage
+
+    def _keep_copy(self, node: SimulatedNode, state: NodeFaults) -> None:
+        files = node.disk.snapshot()
+        if files:
+            identity = self._identity(node)
+            if identity is not None:
+                state.copies.append((*identity, files))
+
+    @staticmethod
+    def _identity(node: SimulatedNode) -> tuple[str, int] | None:
+        """Incarnation and start of what is on a stopped node's disk, if it can be told."""
+        from twisted_paxos.errors import StorageError
+        from twisted_paxos.storage.durable import choose_copy, read_copies
+        from twisted_paxos.storage.wal import identity_object
+
+        try:
+            copy = choose_copy(node.disk.path, read_copies(node.disk, "identity"))
+            identity = identity_object(node.disk).decode(copy).identity
+        except StorageError:
+            return None
+        return identity.incarnation, identity.boot
+
+    def _damage(self, fault: Fault, random: Random) -> None:
+        node = self._pick(random, running=False)
+        if node is None or not self._may_damage(node):
+            return
+        self._crash(node, random.random() < 0.3, fault.seconds)
+        if not node.disk.exists():
+            return
+        what = getattr(self, f"_{fault.kind}")(node, random)
+        if what:
+            state = self.nodes[node.uid]
+            state.whole_from = max(self._highest_stored(node.uid), state.whole_from or 0)
+            self._tell(f"{node.uid}: {what}")
+
+    def _may_damage(self, node: SimulatedNode) -> bool:
+        """Whether what is whole without this node can repair it."""
+        whole = self.whole_voters()
+        if not self._formed() or node.disk.stop_after is not None or node.disk.capacity_bytes is not None:
+            return False
+        if node.observer or self.nodes[node.uid].whole_from is not None:
+            return True
+        return len(whole - {node.uid}) > len(self.cluster.voters) // 2
+
+    def _formed(self) -> bool:
+        """Whether every member knows the cluster as formed: before that, damage may end it for good."""
+        return all(self._is_formed(self.cluster.nodes[uid]) for uid in self.cluster.voters)
+
+    def _is_formed(self, node: SimulatedNode) -> bool:
+        if node.node is not None and node.node.running and node.node.replica.formation.identity.formed:
+            return node.node.performer.stored_upto > 0
+        return bool(self.nodes[node.uid].copies) and self._highest_stored(node.uid) > 0
+
+    def whole_voters(self) -> set[str]:
+        """Ids of the voters that hold all that they ever stored, or have it again."""
+        whole = set()
+        for uid in self.cluster.voters:
+            state, node = self.nodes[uid], self.cluster.nodes[uid].node
+            if state.whole_from is not None and node is not None and node.running:
+                replica = node.replica
+                needed = max(state.whole_from, replica.membership.latest_from)
+                if replica.acceptor.votes and node.performer.stored_upto >= needed:
+                    state.whole_from = None
+            if state.whole_from is None:
+                whole.add(uid)
+        return whole
+
+    def _wipe(self, node: SimulatedNode, random: Random) -> str:
+        node.disk.wipe()
+        if random.random() < 0.5:
+            node.disk.set_aside_files = {}
+        return "its directory is gone"
+
+    def _lose_file(self, node: SimulatedNode, random: Random) -> str:
+        name = random.choice([name for name in node.disk.names() if name != LOCK_NAME] or [""])
+        if name:
+            node.disk.lose(name)
+        return f"{name} is gone" if name else ""
+
+    def _old_copy(self, node: SimulatedNode, random: Random) -> str:
+        """An old copy of the directory is put back; see the module's docstring for when."""
+        now = self._identity(node)
+        if now is None or not all(self._has_recorded(peer, *now) for peer in self.cluster.voters if peer != node.uid):
+            return ""
+        old = [copy for life, start, copy in self.nodes[node.uid].copies if life == now[0] and start < now[1]]
+        if not old:
+            return ""
+        node.disk.restore(random.choice(old))
+        self._damaged(node.uid)
+        return "an old copy of its directory is put back"
+
+    def _has_recorded(self, uid: str, incarnation: str, boot: int) -> bool:
+        node = self.cluster.nodes[uid].node
+        if node is None or not node.running:
+            return False
+        return node.replica.formation._recorded.get(incarnation, (0, ""))[0] >= boot
+
+    def _flip(self, node: SimulatedNode, random: Random) -> str:
+        place = self._place(node, random)
+        if place is None:
+            return ""
+        node.disk.flip_bit(*place, random.randrange(8))
+        return f"a bit of {place[0]} is flipped at byte {place[1]}"
+
+    def _zero(self, node: SimulatedNode, random: Random) -> str:
+        place = self._place(node, random)
+        if place is None:
+            return ""
+        name, offset = place
+        start = offset // SECTOR_BYTES * SECTOR_BYTES
+        end = min(start + SECTOR_BYTES, self._end_of_damage(node, name))
+        node.disk.overwrite(name, start, bytes(end - start))
+        return f"a sector of {name} reads as zeros from byte {start} to {end}"
+
+    def _cut_file(self, node: SimulatedNode, random: Random) -> str:
+        place = self._place(node, random)
+        if place is None:
+            return ""
+        node.disk.cut(*place)
+        return f"{place[0]} ends at byte {place[1]}"
+
+    def _place(self, node: SimulatedNode, random: Random) -> tuple[str, int] | None:
+        """A byte of some file that damage may hit; small files and the log alike."""
+        names = [n for n in node.disk.names() if n != LOCK_NAME and self._end_of_damage(node, n) > 0]
+        if not names:
+            return None
+        name = random.choice(names)
+        return name, random.randrange(self._end_of_damage(node, name))
+
+    def _end_of_damage(self, node: SimulatedNode, name: str) -> int:
+        """Where the part of a file ends that may be damaged: before what may not be synced."""
+        disk = node.disk
+        logs = [other for other in disk.names() if segment_id(other)]
+        if not logs or name != logs[-1]:
+            return disk.size(name)
+        try:
+            state = examine(disk, ProposalID(NUMBER_MAX, "~"), Floor())
+        except PaxosError:
+            return 0
+        return state.unsynced_offset
+
+
+def _cut_pairs(kind: str, hosts: list[str], random: Random) -> list[tuple[str, str]]:
+    """The directions that a partition cuts; ``hosts`` are in random order."""
+    pairs = [(a, b) for a in hosts for b in hosts if a != b]
+    if kind == "isolate":
+        return [(a, b) for a, b in pairs if hosts[0] in (a, b)]
+    if kind == "oneway":
+        if random.random() < 0.5:
+            return [(hosts[0], hosts[1])]
+        mute = random.random() < 0.5
+        return [(a, b) for a, b in pairs if (a if mute else b) == hosts[0]]
+    if kind == "partial":
+        return [(hosts[0], hosts[1]), (hosts[1], hosts[0])]
+    if kind == "chain":
+        place = {host: number for number, host in enumerate(hosts)}
+        return [(a, b) for a, b in pairs if abs(place[a] - place[b]) > 1]
+    side = set(hosts[: random.randrange(1, len(hosts))])
+    return [(a, b) for a, b in pairs if (a in side) != (b in side)]
