@@ -32,6 +32,7 @@ from twisted_paxos.errors import (
     NodeStopped,
     StorageDamaged,
     StorageError,
+    StorageFull,
 )
 from twisted_paxos.interfaces import INode, INodeStorage, IResultSink
 from twisted_paxos.own_session import OwnSession
@@ -167,7 +168,7 @@ class PersistentPaxosNode(Service):
             lambda: self.performer.stored_upto,
         )
         self.applier.listeners.append(self._applied)
-        self.reads = NodeReads(self.replica.read, self.applier.when_applied)
+        self.reads = NodeReads(self.replica.read, self.applier.when_applied, self.replica.reads.forget)
         self.performer = EffectPerformer(
             self.uid,
             self._reactor,
@@ -381,6 +382,7 @@ class PersistentPaxosNode(Service):
             return
         now_s = self._reactor.seconds()
         self.replica.disk_waiting_since_s = self.performer.waiting_since_s
+        self.replica.disk_full = self.performer.full
         self.performer.perform(self._decide(lambda: self.replica.tick(now_s)))
         if self._stopping:
             return
@@ -419,6 +421,10 @@ class PersistentPaxosNode(Service):
     def submit(self, commands: Sequence[Command], sink: IResultSink) -> None:
         """See `INode.submit`."""
         self._check_running()
+        if self.performer.full and not self.replica.leader_works(self._reactor.seconds()):
+            raise StorageFull(
+                f"the disk of node {self.uid} is full, and no other node leads: make room there"
+            )
         self.replica.submit(commands, sink)
         self._plan_flush()
 
@@ -519,6 +525,7 @@ class PersistentPaxosNode(Service):
             uid=self.uid,
             role=replica.role(),
             leader=replica.leader.uid,
+            leader_works=replica.leader_works(now_s),
             ballot=replica.leader,
             promised=replica.acceptor.promised,
             chosen_upto=replica.log.chosen_upto,

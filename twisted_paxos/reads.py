@@ -19,15 +19,18 @@ class NodeReads:
     Args:
         read: begins a read of the replica at a time in seconds; see `core.replica.Replica.read`.
         when_applied: fires once a slot was applied here.
+        forget: told when a read has ended.
     """
 
     def __init__(
         self,
         read: Callable[[float], tuple[int, Effects]],
         when_applied: Callable[[int], Deferred[None]],
+        forget: Callable[[int], None],
     ) -> None:
         self._read = read
         self._when_applied = when_applied
+        self._forget = forget
         self._new: list[Deferred[None]] = []
         self._asked: dict[int, list[Deferred[None]]] = {}
         self._waiting = 0
@@ -56,10 +59,13 @@ class NodeReads:
 
     def confirmed(self, readable: Readable) -> None:
         """The leader has answered: what had been answered before these reads is up to that slot."""
-        reads = self._asked.pop(readable.read_id, [])
-        self._when_applied(readable.slot).addCallback(lambda _: self._answer(reads))
+        if readable.read_id in self._asked:
+            self._when_applied(readable.slot).addCallback(lambda _: self._answer(readable.read_id))
 
-    def _answer(self, reads: list[Deferred[None]]) -> None:
+    def _answer(self, read_id: int) -> None:
+        """What was confirmed is applied; of several confirmations the first to be applied will do."""
+        reads = self._asked.pop(read_id, [])
+        self._forget(read_id)
         self._waiting -= len(reads)
         for waiting in reads:
             if not waiting.called:

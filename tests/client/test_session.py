@@ -10,6 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.client.support import ENDPOINTS, ClientCase
 from twisted_paxos.client import Client, SlotEntry, connect, payload_of, session, value_of
+from twisted_paxos.client.liveness import PING_AFTER_S
 from twisted_paxos.client.pending import QUEUE_MAX_COMMANDS
 from twisted_paxos.core import limits
 from twisted_paxos.errors import (
@@ -111,7 +112,7 @@ class ProposeTests(ClientCase):
         self.failureResultOf(sent, OutcomeUnknown)
         self.failureResultOf(waiting, Unavailable)
         self.failureResultOf(client.propose("late"), Unavailable)
-        self.network.run(session.STALL_S + 7)
+        self.network.run(10)
         self.assertEqual([], self.reactor.getDelayedCalls())
 
 
@@ -155,21 +156,35 @@ class FailOverTests(ClientCase):
         self.network.kill(5100)
         self.assertEqual(1, self.finish(waiting, 0.1).sequence)
 
-    def test_stalled_node_is_left(self) -> None:
-        """A node that takes commands and answers nothing is left for the next after a while."""
+    def test_leaderless_node_is_left(self) -> None:
+        """A node that says that it has no leader that works is left for the next one."""
+        client = self.connect()
+        self.finish(client.propose("first"))
+        self.nodes[0].hold = True
+        self.nodes[0].leader_works = False
+        waiting = client.propose("x")
+        self.network.run(PING_AFTER_S)
+        self.assertNoResult(waiting)
+        self.assertEqual(2, self.finish(waiting, 0.5).sequence)
+        self.assertEqual(ENDPOINTS[1], client.endpoint)
+
+    def test_slow_node_is_kept(self) -> None:
+        """A node that answers no commands for long, but says that its leader works, is kept."""
         client = self.connect()
         self.finish(client.propose("first"))
         self.nodes[0].hold = True
         waiting = client.propose("x")
-        self.network.run(session.STALL_S - 0.1)
+        self.network.run(3)
         self.assertNoResult(waiting)
-        self.assertEqual(2, self.finish(waiting, 0.3).sequence)
+        self.nodes[0].release()
+        self.finish(waiting)
+        self.assertEqual(ENDPOINTS[0], client.endpoint)
 
     def test_idle_time_is_no_stall(self) -> None:
         """Time without commands does not count when the next command is sent."""
         client = self.connect()
         self.finish(client.propose("first"))
-        self.network.run(session.STALL_S - 0.1)
+        self.network.run(5)
         self.nodes[0].hold = True
         waiting = client.propose("x")
         self.network.run(0.3)

@@ -12,7 +12,7 @@ from zope.interface.verify import verifyClass, verifyObject
 from twisted_paxos.core.ballot import NO_BALLOT, ProposalID
 from twisted_paxos.core.messages import Entry
 from twisted_paxos.core.records import Identity, SaveAccepted, SaveChosen, SaveIdentity, SavePromise
-from twisted_paxos.errors import StorageDamaged, StorageError, StorageFailed, StorageLocked
+from twisted_paxos.errors import StorageDamaged, StorageError, StorageFailed, StorageForeign, StorageLocked
 from twisted_paxos.interfaces import IAcceptorStorage
 
 CLUSTER = "abc"
@@ -210,10 +210,26 @@ class DurableContract(StorageContract):
         storage.note_chosen(2)
         storage.write([accepted(5, SECOND, 100)])
         _, found = self.restarted(storage)
-        self.assertEqual((found.promised, found.chosen_upto, found.fresh), (SECOND, 2, False))
-        self.assertEqual(
-            plain(found.entries), {3: (FIRST, bytes(value(3))), 5: (SECOND, bytes(value(5, 100)))}
-        )
+        self.assertEqual((found.promised, found.chosen_upto, found.fresh), (SECOND, 3, False))
+        self.assertEqual(plain(found.entries), {5: (SECOND, bytes(value(5, 100)))})
+
+    def test_chosen_record_is_proof(self) -> None:
+        """What is learnt is stored in order: nobody need have noted it, and its ballots need no promise."""
+        storage = self.started()
+        self.settle(storage.write([SavePromise(FIRST), accepted(1), accepted(7)]))
+        high = ProposalID(99, "Z")
+        self.settle(storage.write([SaveChosen(slot, high, value(slot)) for slot in (2, 3, 4)]))
+        again, found = self.restarted(storage)
+        self.assertEqual((found.promised, found.chosen_upto, sorted(found.entries)), (FIRST, 4, [7]))
+        self.assertEqual(len(self.settle(again.read_chosen(1, 4, 1000))), 4)
+
+    def test_gap_below_a_chosen_record(self) -> None:
+        """A slot that is missing below a learnt one is damage."""
+        storage = self.started()
+        self.settle(storage.write([SavePromise(FIRST), accepted(1), SaveChosen(3, FIRST, value(3))]))
+        self.settle(storage.close())
+        error = self.assertRaises(StorageDamaged, self.make().recover, "x", CLUSTER)
+        self.assertIn("slot 2 is missing", str(error))
 
     def test_close_syncs(self) -> None:
         """`close` writes what waits, and what was only noted."""
@@ -271,13 +287,14 @@ class DurableContract(StorageContract):
     def test_other_uid_is_refused(self) -> None:
         """Another node's storage is refused, and says whose it is."""
         self.settle(self.started().close())
-        error = self.assertRaises(StorageDamaged, self.make("B").recover, "x", CLUSTER)
+        error = self.assertRaises(StorageForeign, self.make("B").recover, "x", CLUSTER)
         self.assertIn("'A'", str(error))
+        self.assertNotIsInstance(error, StorageDamaged)
 
     def test_other_cluster_is_refused(self) -> None:
         """Another cluster's storage is refused; after that the right one opens it."""
         self.settle(self.started().close())
-        self.assertRaises(StorageDamaged, self.make().recover, "x", "other")
+        self.assertRaises(StorageForeign, self.make().recover, "x", "other")
         self.assertEqual(self.make().recover("x", CLUSTER).identity.boot, 2)
 
     def test_set_aside(self) -> None:
@@ -314,7 +331,7 @@ class DurableContract(StorageContract):
         self.settle(self.started().close())
         self.assertRaises(StorageError, self.make("B").set_aside)
         other = self.make()
-        self.assertRaises(StorageDamaged, other.recover, "x", "other")
+        self.assertRaises(StorageForeign, other.recover, "x", "other")
         self.assertRaises(StorageError, other.set_aside)
         self.assertEqual(self.make().recover("x", CLUSTER).identity.boot, 2)
 

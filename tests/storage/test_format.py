@@ -164,5 +164,22 @@ class SlotIndexTests(SynchronousTestCase):
             self.assertEqual(index.above(above), sorted(slot for slot in model if slot > above))
 
     def test_below_the_first(self) -> None:
-        """A slot below the first stored one is an error."""
-        self.assertRaises(ValueError, SlotIndex(5).put, 4, 1)
+        """A slot below the first one is not kept: a snapshot stands for it."""
+        index = SlotIndex(5)
+        index.put(4, 1)
+        self.assertEqual((len(index), index.get(4), index.contiguous_upto), (0, 0, 4))
+
+    @given(st.lists(st.integers(1, 12), max_size=20), st.integers(1, 14), st.lists(st.integers(1, 14)))
+    def test_begin_at(self, before: list[int], first_slot: int, after: list[int]) -> None:
+        """Once it begins later, it is as if lower slots had never been there."""
+        index, model = SlotIndex(), SlotIndex(first_slot)
+        for slot in before:
+            index.put(slot, slot)
+            model.put(slot, slot)
+        index.begin_at(first_slot)
+        index.begin_at(1)
+        for slot in after:
+            index.put(slot, slot)
+            model.put(slot, slot)
+        self.assertEqual(index.above(0), model.above(0))
+        self.assertEqual((index.contiguous_upto, len(index)), (model.contiguous_upto, len(model)))

@@ -43,7 +43,7 @@ class InspectTests(SynchronousTestCase):
         """What both kinds show."""
         self.assertEqual((found.problems, found.notes), ([], []))
         self.assertEqual((found.identity.uid, found.identity.boot, found.promised), ("A", 1, FIRST))
-        self.assertEqual((found.pid, found.chosen_upto, found.highest_slot), (os.getpid(), 2, 5))
+        self.assertEqual((found.pid, found.chosen_upto, found.highest_slot), (os.getpid(), 3, 5))
         self.assertEqual((found.records["accepted"], found.records["chosen"]), (3, 1))
         self.assertEqual([entry.slot for entry in found.last_entries], [3, 5])
         self.assertEqual(found.last_entries[0].kind, "chosen")

@@ -7,6 +7,7 @@ from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import Raw
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.storage.contract import CLUSTER, FIRST, accepted, value
@@ -15,7 +16,7 @@ from twisted_paxos.core.ballot import NO_BALLOT, ProposalID
 from twisted_paxos.core.records import (
     Identity,
     Record,
-    SaveChosen,
+    SaveAccepted,
     SaveIdentity,
     SavePromise,
 )
@@ -151,7 +152,8 @@ class CrashTests(SynchronousTestCase):
                 for slot, size_bytes in group:
                     data = bytes(value(slot, size_bytes)) + b" " * len(written.setdefault(slot, []))
                     written[slot].append(data)
-                records = [SaveChosen(slot, FIRST, value_of(written[slot][-1])) for slot, _ in group]
+                records: list[Record] = [SavePromise(FIRST)]
+                records += [SaveAccepted(slot, FIRST, Raw(written[slot][-1])) for slot, _ in group]
                 if node.write(*records) == "done":
                     surely.update({slot: len(written[slot]) - 1 for slot, _ in group})
             disk.crash(random)
@@ -181,8 +183,3 @@ class CrashTests(SynchronousTestCase):
         node.write(accepted(2, size_bytes=520))
         disk.crash(Random(0))
         self.assertEqual(sorted(Node(disk).start().entries), [1, 2])
-
-
-def value_of(data: bytes) -> Any:
-    """Bytes as a value."""
-    return SaveChosen(1, FIRST, data).value  # type: ignore[arg-type]

@@ -32,8 +32,8 @@ from twisted_paxos.storage.format import (
     scan,
     segment_id,
 )
-from twisted_paxos.storage.recovery import Floor, LogState, examine
-from twisted_paxos.storage.sqlite import (
+from twisted_paxos.storage.recovery import Floor, LogBase, LogState, examine
+from twisted_paxos.storage.sqliteformat import (
     ObjectCopy,
     Tally,
     check_header,
@@ -42,7 +42,7 @@ from twisted_paxos.storage.sqlite import (
     read_object_copies,
     scan_rows,
 )
-from twisted_paxos.storage.wal import identity_object, promise_object
+from twisted_paxos.storage.wal import base_object, identity_object, promise_object
 
 ATTEMPTS = 3
 """How often files that look wrong are read again before they count as wrong."""
@@ -121,7 +121,7 @@ class Inspection(Struct):
         pid: the process that opened it last, 0 when unknown; it may have ended.
         identity: None when it cannot be read.
         promised: None when it cannot be read.
-        identity_copies, promise_copies: both copies of each.
+        identity_copies, promise_copies, base_copies: both copies of each.
         segments: files of the log, in order; empty for ``sqlite``.
         records: how many records of each kind, by name.
         chosen_upto: every slot up to here is chosen and stored.
@@ -138,6 +138,7 @@ class Inspection(Struct):
     promised: ProposalID | None = None
     identity_copies: list[CopyView] = []
     promise_copies: list[CopyView] = []
+    base_copies: list[CopyView] = []
     segments: list[SegmentView] = []
     records: dict[str, int] = {}
     chosen_upto: int = 0
@@ -200,7 +201,8 @@ def _inspect_files(path: str, last_entries: int) -> Inspection:
         found.identity = identity.identity if identity else None
         found.promised = promise.ballot if promise else None
         floor = max((stored.log for stored in (identity, promise) if stored), default=Floor())
-        _check_log(disk, found, floor)
+        base = _inspect_object(disk, base_object(disk), found, found.base_copies)
+        _check_log(disk, found, floor, base or LogBase())
         _count_records(disk, found, last_entries)
     finally:
         disk.close()
@@ -228,12 +230,12 @@ def _inspect_object(
     return value
 
 
-def _check_log(disk: OsDisk, found: Inspection, floor: Floor) -> LogState | None:
+def _check_log(disk: OsDisk, found: Inspection, floor: Floor, base: LogBase) -> LogState | None:
     """The same checks that a start makes."""
     # Without a readable promise, which is a problem of its own, no ballot is too high.
     promised = found.promised if found.promised is not None else ProposalID((1 << 64) - 1, "")
     try:
-        state = examine(disk, promised, floor)
+        state = examine(disk, promised, floor, base)
     except StorageError as error:
         found.problems.append(str(error))
         return None
@@ -349,6 +351,7 @@ def _inspect_rows(connection: sqlite3.Connection, found: Inspection, last_entrie
     last: deque[EntryView] = deque(maxlen=max(last_entries, 0))
     records = {KIND_NAMES[ACCEPTED]: 0, KIND_NAMES[CHOSEN]: 0}
     promised = found.promised if found.promised is not None else NO_BALLOT
+    chosen_upto = max(tally.chosen_upto, tally.snapshot)
     for row in scan_rows(connection):
         check_row(found.path, row)
         slot, kind, number, uid, value, _ = row
@@ -357,8 +360,10 @@ def _inspect_rows(connection: sqlite3.Connection, found: Inspection, last_entrie
             found.problems.append(f"slot {slot} was accepted at {ballot}, above the promise {promised}")
         records[KIND_NAMES[kind]] += 1
         found.highest_slot = slot
+        if kind == CHOSEN:
+            chosen_upto = max(chosen_upto, slot)
         last.append(EntryView(slot, KIND_NAMES[kind], ballot, shorten(value), len(value), "entry"))
     rows = sum(records.values())
     if rows < tally.rows:
         found.problems.append(f"{rows} slots are stored instead of {tally.rows}")
-    found.records, found.chosen_upto, found.last_entries = records, tally.chosen_upto, list(last)
+    found.records, found.chosen_upto, found.last_entries = records, chosen_upto, list(last)

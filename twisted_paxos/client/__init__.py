@@ -1,9 +1,9 @@
 """The native client: proposes values, reads the log, asks nodes how they are.
 
-    client = await connect(reactor, ["127.0.0.1:5100", "127.0.0.1:5101", "127.0.0.1:5102"])
-    result = await client.propose("hello")
-    print(result.slot)
-    await client.close()
+client = await connect(reactor, ["127.0.0.1:5100", "127.0.0.1:5101", "127.0.0.1:5102"])
+result = await client.propose("hello")
+print(result.slot)
+await client.close()
 """
 
 from twisted_paxos.client.connection import ask_status, parse_endpoint

@@ -21,7 +21,14 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure as TwistedFailure
 
-from twisted_paxos.client.connection import ClientConnection, ask_status, backoff_s, open_connection
+from twisted_paxos.client.connection import (
+    CONNECT_TIMEOUT_S,
+    ClientConnection,
+    ask_status,
+    backoff_s,
+    open_connection,
+)
+from twisted_paxos.client.liveness import Liveness
 from twisted_paxos.client.logreader import LogReader
 from twisted_paxos.client.payloads import encode_value
 from twisted_paxos.client.pending import WINDOW_COMMANDS, Outcome, Pending, Proposal
@@ -39,15 +46,15 @@ from twisted_paxos.statemachine.commands import (
     NodeStatus,
     Result,
 )
-from twisted_paxos.wire.client import Failure, Response, Results, Submit
+from twisted_paxos.wire.client import Failure, GetStatus, Response, Results, StatusReply, Submit
 
 log = Logger()
 
 TIMEOUT_S: Final = 30.0
 """How long a propose waits for its result unless the caller says otherwise."""
 
-STALL_S: Final = 2.0
-"""A node that answers nothing for so long, with commands in flight, is left for the next one."""
+CONNECT_FIRST_S: Final = 0.5
+"""How long the first attempts to connect may take."""
 
 SESSION_FRESH_S: Final = 600.0
 """A session unused for so long is given up for a new one: the cluster may forget it (after an hour)."""
@@ -123,7 +130,8 @@ class Client:
         self._to_resend: list[int] = []
         self._request_id = 0
         self._holds = 0
-        self._progress_s = 0.0
+        self._used_s = 0.0
+        self._liveness = Liveness(reactor, self._ping, self._leave)
         self._room_waiters: list[Deferred[None]] = []
         self._timers: dict[str, IDelayedCall] = {}
 
@@ -287,25 +295,6 @@ class Client:
             self._start_timer("deadline", delay_s, partial(self._check_deadlines, next_s))
         self._flush_soon()
 
-    def _watch_for_stall(self) -> None:
-        if not self._runs("stall"):
-            now_s: float = self._reactor.seconds()
-            self._progress_s = now_s
-            self._start_timer("stall", STALL_S, partial(self._check_stall, now_s + STALL_S))
-
-    def _check_stall(self, due_s: float) -> None:
-        now_s: float = self._reactor.seconds()
-        if self._connection is None or not (self._pending.in_flight or self._opening):
-            return
-        if now_s - due_s > LATE_S:
-            self._progress_s = now_s
-        quiet_s = now_s - self._progress_s
-        if quiet_s >= STALL_S:
-            self._connection.drop(f"{self.endpoint} gave no result for {quiet_s:.1f} s")
-            return
-        delay_s = max(TIMER_MIN_S, STALL_S - quiet_s)
-        self._start_timer("stall", delay_s, partial(self._check_stall, now_s + delay_s))
-
     # -- the connection ------------------------------------------------------------------------
 
     async def _first_connection(self) -> Client:
@@ -323,12 +312,19 @@ class Client:
         endpoint = self._endpoints[self._next_endpoint % len(self._endpoints)]
         self._next_endpoint += 1
         try:
-            connection = await open_connection(self._reactor, endpoint, self._got, self._lost)
+            connection = await open_connection(
+                self._reactor, endpoint, self._got, self._lost, self._connect_timeout_s()
+            )
         except Unavailable as error:
             self._attempts += 1
             self._why = str(error)
             return
         self._connected(endpoint, connection)
+
+    def _connect_timeout_s(self) -> float:
+        """Short at first, so that a node that is stopped or cut off costs little; longer in each round."""
+        rounds = self._attempts // len(self._endpoints)
+        return min(CONNECT_TIMEOUT_S, CONNECT_FIRST_S * 2.0 ** min(rounds, 8))
 
     def _reconnect(self) -> None:
         self._connecting = Deferred.fromCoroutine(self._try_next())
@@ -358,7 +354,7 @@ class Client:
         self._submits.clear()
         self._to_resend.clear()
         self._stop_timer("hold")
-        self._stop_timer("stall")
+        self._liveness.connected()
         self._opening = None
         for batch in self._pending.batches_to_resend():
             self._send(batch)
@@ -367,6 +363,7 @@ class Client:
     def _lost(self, why: str) -> None:
         """`ClientConnection` tells that it is gone."""
         self._connection = None
+        self._liveness.idle()
         if self._closed:
             return
         self._attempts += 1
@@ -392,7 +389,7 @@ class Client:
     def _send_all(self) -> None:
         if not self._pending.in_flight:
             now_s: float = self._reactor.seconds()
-            idle_s, self._progress_s = now_s - self._progress_s, now_s
+            idle_s, self._used_s = now_s - self._used_s, now_s
             if idle_s > SESSION_FRESH_S:
                 self._new_session()
                 self._open_session()
@@ -412,7 +409,7 @@ class Client:
     def _send(self, commands: tuple[Command, ...]) -> None:
         if self._connection is None:
             return
-        self._watch_for_stall()
+        self._liveness.sent()
         self._request_id += 1
         self._submits.append((self._request_id, commands))
         self._connection.send(Submit(self._request_id, commands))
@@ -437,11 +434,21 @@ class Client:
     def _got(self, response: Response) -> None:
         if isinstance(response, Results):
             self._results(response.results)
+        elif isinstance(response, StatusReply):
+            self._liveness.answered(response.status)
         elif isinstance(response, Failure):
             self._refused(response)
 
+    def _ping(self) -> None:
+        if self._connection is not None:
+            self._connection.send(GetStatus(0))
+
+    def _leave(self, why: str) -> None:
+        if self._connection is not None:
+            self._connection.drop(why)
+
     def _results(self, results: Sequence[Result]) -> None:
-        self._progress_s = self._reactor.seconds()
+        self._used_s = self._reactor.seconds()
         self._attempts = 0
         if self._opening is not None:
             self._look_for_opening(results)
@@ -450,6 +457,7 @@ class Client:
             self._new_session()
         if self._session_open:
             self._holds = 0
+        self._liveness.heard(more=bool(self._pending.in_flight or self._opening))
         floor = self._pending.floor
         while self._submits and self._submits[0][1][-1].sequence < floor:
             self._submits.popleft()

@@ -10,6 +10,7 @@ ballots' business, and this module may be wrong at any time.
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ from twisted_paxos.core.quorum import Membership
 LEADER_SILENT_HEARTBEATS = 2.5
 """A leader that was not heard for this long does not work for this node (any more)."""
 
-MAJORITY_SILENT_HEARTBEATS = 4
+MAJORITY_SILENT_HEARTBEATS = 3
 """A peer counts as reached while it answered a probe sent within this time."""
 
 TAKE_OVER_HEARTBEATS = 4
@@ -31,6 +32,14 @@ JITTER_HEARTBEATS = 0.5
 
 PROBES_PER_HEARTBEAT = 2
 """How often an unanswered heartbeat is sent in its round: a lost datagram is no lost peer."""
+
+
+class TakeOver(enum.Enum):
+    """What a node should do about a missing leader."""
+
+    NO = "nothing"
+    ASK = "start a round out of turn, then ask again"
+    GO = "start phase 1"
 
 
 class Heard(NamedTuple):
@@ -80,7 +89,8 @@ class Election:
         self._votes_heard_s: dict[str, float] = {}
         self._next_round_s = now_s
         self._next_probe_s = now_s
-        self._take_over_at_s: float | None = None
+        self._asked_s: float | None = None
+        self._take_over_at_s = 0.0
         # Whoever has just started hears first what there is.
         self._hold_until_s = now_s + heartbeat_s * (1 + JITTER_HEARTBEATS * random())
 
@@ -150,8 +160,12 @@ class Election:
         since_s = now_s - LEADER_SILENT_HEARTBEATS * self.heartbeat_s
         return any(h.status.leader_works for h in self._heard.values() if h.voter and h.heard_s >= since_s)
 
-    def should_take_over(self, promised: ProposalID, now_s: float) -> bool:
-        """Whether this voter should start phase 1 now (it neither leads nor prepares)."""
+    def take_over(self, promised: ProposalID, now_s: float) -> TakeOver:
+        """Whether this voter, which neither leads nor prepares, should start phase 1 now.
+
+        A node that has just been cut off misses the leader before it misses the others. So it asks
+        them once more, and counts only answers to that; they also say whether a leader works for them.
+        """
         wanted = (
             now_s >= self._hold_until_s
             and self.reaches_majority(True, now_s)
@@ -159,14 +173,17 @@ class Election:
             and not self.leader_works_for_others(now_s)
         )
         if not wanted:
-            self._take_over_at_s = None
-            return False
-        if self._take_over_at_s is None:
+            self._asked_s = None
+            return TakeOver.NO
+        if self._asked_s is None:
+            self._asked_s = now_s
             self._take_over_at_s = now_s + JITTER_HEARTBEATS * self.heartbeat_s * self._random()
-        if now_s < self._take_over_at_s:
-            return False
-        self._take_over_at_s = None
-        return True
+            return TakeOver.ASK
+        answered = {u for u in self.reached(now_s) if self._heard[u].reached_s >= self._asked_s}
+        if now_s < self._take_over_at_s or not self.membership.is_majority(answered | {self.uid}):
+            return TakeOver.NO
+        self._asked_s = None
+        return TakeOver.GO
 
     # -- rounds
 
@@ -203,6 +220,6 @@ class Election:
         times = [self._next_round_s, self._next_probe_s]
         works_until_s = self._leader_heard_s + LEADER_SILENT_HEARTBEATS * self.heartbeat_s
         candidates = [works_until_s, self._hold_until_s]
-        if self._take_over_at_s is not None:
+        if self._asked_s is not None:
             candidates.append(self._take_over_at_s)
         return min(times + [t for t in candidates if t > now_s])

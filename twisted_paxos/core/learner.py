@@ -204,6 +204,9 @@ class Learner:
         if not current:
             return effects
         self._sources[sender.uid] = message.chosen_upto
+        if not effects.chosen and self._fetch_at_s is not None:
+            # It had nothing: another node, soon.
+            self._fetch_at_s = now_s + FETCH_GRACE_S
         if message.log_start > self.log.chosen_upto + 1:
             effects.behind = sender.uid
         if effects.chosen and self.missing_upto > self.log.chosen_upto:

@@ -42,19 +42,28 @@ class Reads:
         uid: the node's id.
         acceptor, proposer: the node's.
         random: gives numbers in [0, 1), for jitter.
+        first_id: the numbers of reads begin above it; never used before, by any start of the node.
     """
 
     takes = (ReadRequest, ReadAt, Confirm, Confirmed)
 
-    def __init__(self, uid: str, acceptor: Acceptor, proposer: Proposer, random: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        uid: str,
+        acceptor: Acceptor,
+        proposer: Proposer,
+        random: Callable[[], float],
+        first_id: int = 0,
+    ) -> None:
         self._uid = uid
         self._acceptor = acceptor
         self._proposer = proposer
         self._timer = RetryTimer(random)
         # Asking.
-        self._read_id = 0
+        self._read_id = first_id
         self._leader = NO_BALLOT
         self._asked: dict[int, tuple[float, float, int]] = {}
+        self._confirmed_at: dict[int, int] = {}
         # Leading.
         self._nonce = 0
         self._ballot = NO_BALLOT
@@ -67,7 +76,11 @@ class Reads:
     # -- asking
 
     def ask(self, leader: ProposalID, now_s: float) -> tuple[int, Effects]:
-        """Begin a read; it ends with a `Readable` of the same number."""
+        """Begin a read. A `Readable` of the same number follows, or several: any of them will do.
+
+        Call `forget` when it has ended: a slot that was only proposed may never be chosen, so a
+        new leader is asked again.
+        """
         self._read_id += 1
         return self._read_id, self._ask(self._read_id, leader, now_s, 1)
 
@@ -80,6 +93,7 @@ class Reads:
     def forget(self, read_id: int) -> None:
         """Nobody waits for this read any more."""
         self._asked.pop(read_id, None)
+        self._confirmed_at.pop(read_id, None)
 
     def on_read_at(self, message: ReadAt, now_s: float) -> Effects:
         """The leader has confirmed a read of this node."""
@@ -88,6 +102,7 @@ class Reads:
         if asked is not None:
             if asked[2] == 1:
                 self._timer.sample(now_s - asked[0])
+            self._confirmed_at[message.read_id] = message.slot
             effects.readable.append(Readable(message.read_id, message.slot))
         return effects
 
@@ -173,6 +188,9 @@ class Reads:
         """Repeat what was not answered, at once when there is a new leader."""
         effects = Effects()
         changed, self._leader = leader != self._leader, leader
+        if changed:
+            for read_id in self._confirmed_at:
+                self._asked.setdefault(read_id, (now_s, now_s, 1))
         for read_id, (_, retry_at_s, tries) in list(self._asked.items()):
             if changed or now_s >= retry_at_s:
                 effects.add(self._ask(read_id, leader, now_s, tries + 1))

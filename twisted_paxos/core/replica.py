@@ -15,7 +15,7 @@ from twisted_paxos.core import limits
 from twisted_paxos.core.acceptor import Acceptor
 from twisted_paxos.core.ballot import NO_BALLOT, ProposalID
 from twisted_paxos.core.effects import OTHERS, Effects, Send
-from twisted_paxos.core.election import Election
+from twisted_paxos.core.election import Election, TakeOver
 from twisted_paxos.core.formation import Formation
 from twisted_paxos.core.learner import Learner
 from twisted_paxos.core.log import Log
@@ -47,6 +47,8 @@ from twisted_paxos.core.requests import Requests
 
 OLD_LIFE_SILENT_HEARTBEATS = 5
 """An incarnation that was heard as a voter within this time is not replaced: it lives."""
+
+IDS_PER_BOOT = 1 << 32
 
 ADMIT_HEARTBEATS = 5
 """How often a node that was lost asks to be admitted again."""
@@ -86,6 +88,7 @@ class Replica:
     Attributes:
         disk_waiting_since_s: since when the oldest unfinished write waits; None when there is
             none. Set by whoever performs the effects.
+        disk_full: there is no room to write. Set likewise.
     """
 
     def __init__(
@@ -104,9 +107,12 @@ class Replica:
         self.learner = Learner(self.log, self.membership, random)
         self.proposer = Proposer(settings.uid, self.log, self.membership, self.learner, random)
         self.election = Election(settings.uid, self.membership, settings.heartbeat_s, random, now_s)
-        self.requests = Requests(random)
-        self.reads = Reads(settings.uid, self.acceptor, self.proposer, random)
+        # Numbers go on from start to start: an answer to an earlier one must never fit a new question.
+        first_id = self.me.boot * IDS_PER_BOOT
+        self.requests = Requests(random, first_id)
+        self.reads = Reads(settings.uid, self.acceptor, self.proposer, random, first_id)
         self.disk_waiting_since_s: float | None = None
+        self.disk_full = False
         self._recovered_promised = recovered.promised
         self._recovered_upto = max(recovered.entries, default=recovered.chosen_upto)
         self._took_over_s = now_s
@@ -155,9 +161,10 @@ class Replica:
         return names[self.proposer.phase]
 
     def disk_stalled(self, now_s: float) -> bool:
-        """Whether a write has waited for its sync too long."""
+        """Whether a write has waited for its sync too long, or finds no room."""
         since_s = self.disk_waiting_since_s
-        return since_s is not None and now_s - since_s > self.settings.disk_stall_s
+        late = since_s is not None and now_s - since_s > self.settings.disk_stall_s
+        return late or self.disk_full
 
     def leader_works(self, now_s: float) -> bool:
         """Whether the leader that this node follows, or is, can make progress."""
@@ -375,8 +382,12 @@ class Replica:
             effects.add(self._news(now_s))
         self._told_works = works
         may = self.acceptor.votes and proposer.phase is Phase.IDLE and not self.disk_stalled(now_s)
-        if may and self.election.should_take_over(self.acceptor.promised, now_s):
-            effects.add(self._take_over(now_s))
+        if may:
+            answer = self.election.take_over(self.acceptor.promised, now_s)
+            if answer is TakeOver.ASK:
+                effects.add(self._news(now_s))
+            elif answer is TakeOver.GO:
+                effects.add(self._take_over(now_s))
         return effects
 
     def _take_over(self, now_s: float) -> Effects:

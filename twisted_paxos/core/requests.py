@@ -51,12 +51,13 @@ class Requests:
 
     Args:
         random: gives numbers in [0, 1), for jitter.
+        first_id: the numbers of Forwards begin above it.
 
     Attributes:
         owners: (client, sequence) -> whoever wants the result; in the order of arrival.
     """
 
-    def __init__(self, random: Callable[[], float]) -> None:
+    def __init__(self, random: Callable[[], float], first_id: int = 0) -> None:
         self.owners: dict[Key, Any] = {}
         self._commands: dict[Key, Command] = {}
         self._bytes = 0
@@ -64,7 +65,7 @@ class Requests:
         self._not_before_s = 0.0
         self._leader = NO_BALLOT
         self._timer = RetryTimer(random)
-        self._forward_id = 0
+        self._forward_id = first_id
         self._forwards: dict[int, _Sent] = {}
         self._taken: deque[tuple[float, tuple[Command, ...]]] = deque()
 

@@ -25,7 +25,7 @@ from zope.interface import implementer
 
 from twisted_paxos.core import limits
 from twisted_paxos.core.messages import SlotEntry
-from twisted_paxos.errors import Overloaded, PaxosError, StorageError, ValueTooLarge, WireError
+from twisted_paxos.errors import Overloaded, PaxosError, StorageError, StorageFull, ValueTooLarge, WireError
 from twisted_paxos.interfaces import INode, IResultSink
 from twisted_paxos.statemachine.commands import NodeStatus, Result
 from twisted_paxos.wire.client import (
@@ -425,7 +425,7 @@ def _failure_for(request_id: int, error: BaseException | None) -> Failure:
         return Failure(request_id, "overloaded", str(error))
     if isinstance(error, ValueTooLarge):
         return Failure(request_id, "value_too_large", str(error))
-    if isinstance(error, StorageError):
+    if isinstance(error, StorageError) and not isinstance(error, StorageFull):
         return Failure(request_id, "internal", str(error))
     if isinstance(error, PaxosError):
         return Failure(request_id, "unavailable", str(error) or "the node cannot do this now")

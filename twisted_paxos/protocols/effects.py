@@ -250,8 +250,13 @@ class EffectPerformer:
     # -- answers from storage
 
     def _read(self, read: ReadChosen) -> None:
+        if self._reads >= READS_MAX:
+            return
         upto_slot = min(read.upto_slot, self.stored_upto)
-        if self._reads >= READS_MAX or upto_slot < read.from_slot:
+        if upto_slot < read.from_slot:
+            chosen_upto, log_start = self._chosen_range()
+            nothing = Chosen(read.request_id, (), chosen_upto, log_start)
+            self._send(Send((read.to,), nothing))
             return
         self._reads += 1
         reading: Deferred[Any] = self._storage.read_chosen(read.from_slot, upto_slot, limits.FETCH_BYTES)

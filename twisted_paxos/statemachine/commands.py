@@ -111,6 +111,7 @@ class NodeStatus(Struct, frozen=True):
         waiting_for: members that it must hear from before it can vote (first formation).
         dropped: datagrams and frames dropped, by reason.
         version: of the program.
+        leader_works: the leader was heard lately and can make progress.
     """
 
     uid: str
@@ -129,3 +130,4 @@ class NodeStatus(Struct, frozen=True):
     waiting_for: tuple[str, ...] = ()
     dropped: dict[str, int] = {}
     version: str = ""
+    leader_works: bool = True

@@ -57,7 +57,13 @@ from twisted_paxos.statemachine.kvlimits import (
     VERSION_OVERHEAD_BYTES,
     KvLimits,
 )
-from twisted_paxos.statemachine.kvsnapshot import SNAPSHOT_VERSION, Head, SnapshotReader, snapshot_pieces
+from twisted_paxos.statemachine.kvsnapshot import (
+    SNAPSHOT_VERSION,
+    STEP_RECORDS,
+    Head,
+    SnapshotReader,
+    snapshot_pieces,
+)
 from twisted_paxos.statemachine.leases import Leases
 from twisted_paxos.statemachine.mvcc import Mvcc
 from twisted_paxos.statemachine.queries import read_range, refuse_range
@@ -91,6 +97,8 @@ class KeyValueStore:
         self._leases = Leases(limits)
         self._retention = Retention(limits)
         self._time_ms = 0
+        self._quota_bytes = limits.quota_bytes
+        self._request_max_bytes = limits.request_max_bytes
         self.watches = WatchHub(self._mvcc)
         self._handlers: dict[type, Callable[[Any, Context], KvResult | Raw]] = {
             Put: self._put,
@@ -120,7 +128,7 @@ class KeyValueStore:
         handler = self._handlers.get(type(command))
         if handler is None:
             return NO_DATA
-        if len(payload) > self.limits.request_max_bytes and _size_of(command) > self.limits.request_max_bytes:
+        if len(payload) > self._request_max_bytes and _size_of(command) > self._request_max_bytes:
             return _TOO_LARGE
         result = handler(command, context)
         return result if type(result) is Raw else Raw(encode(result))
@@ -135,12 +143,16 @@ class KeyValueStore:
             mvcc.compact(target)
         mvcc.sweep(SWEEP_EVENTS_MAX)
 
-    def snapshot(self) -> Generator[bytes]:
-        """The state of this moment in pieces; `kvsnapshot` has the format. A piece may be empty."""
+    def snapshot(self, step: int = STEP_RECORDS) -> Generator[bytes]:
+        """The state of this moment in pieces; `kvsnapshot` has the format. A piece may be empty.
+
+        Args:
+            step: how many records one piece has at most; the same wherever bytes are compared.
+        """
         mvcc = self._mvcc
         marks = tuple(self._retention.marks)
         head = Head(SNAPSHOT_VERSION, mvcc.revision, mvcc.compact_revision, self._time_ms, marks)
-        return snapshot_pieces(head, mvcc, self._leases)
+        return snapshot_pieces(head, mvcc, self._leases, step)
 
     def restore(self, pieces: Iterator[bytes]) -> Iterator[None]:
         """Replace the state; watchers go on from where they were.
@@ -222,7 +234,7 @@ class KeyValueStore:
                 return refused
         mvcc = self._mvcc
         cost = VERSION_OVERHEAD_BYTES + len(put.key) + len(put.value)
-        if mvcc.size_bytes + self._leases.size_bytes + cost > self.limits.quota_bytes:
+        if mvcc.size_bytes + cost > self._quota_bytes - self._leases.size_bytes:
             return NO_SPACE
         if put.lease and not self._leases.alive(put.lease, context.time_ms):
             return LEASE_NOT_FOUND
@@ -349,17 +361,17 @@ class KeyValueStore:
 
     def _set(self, put: Put) -> KeyValue | None:
         """Do a put that nothing speaks against, as part of the next revision; returns the version before."""
-        value, lease = put.value, put.lease
+        mvcc, key, value, lease = self._mvcc, put.key, put.value, put.lease
         if put.ignore_value or put.ignore_lease:
-            before = self._mvcc.get(put.key)
+            before = mvcc.get(key)
             assert before is not None
             value = before.value if put.ignore_value else value
             lease = before.lease if put.ignore_lease else lease
-        previous = self._mvcc.put(put.key, value, lease)
+        previous = mvcc.put(key, value, lease)
         if previous is not None and previous.lease and previous.lease != lease:
-            self._leases.detach(previous.lease, put.key)
+            self._leases.detach(previous.lease, key)
         if lease:
-            self._leases.attach(lease, put.key)
+            self._leases.attach(lease, key)
         return previous
 
     def _delete(self, request: DeleteRange) -> list[KeyValue]:
@@ -377,13 +389,11 @@ class KeyValueStore:
         return kvs
 
     def _commit(self) -> None:
-        mvcc = self._mvcc
-        if self.watches.watchers:
-            changes = mvcc.pending
-            mvcc.commit()
-            self.watches.committed(changes)
-        else:
-            mvcc.commit()
+        watches = self.watches
+        changes = tuple(self._mvcc.pending) if watches.watchers else ()
+        self._mvcc.commit()
+        if changes:
+            watches.committed(changes)
 
 
 _MALFORMED = Raw(encode(MALFORMED))

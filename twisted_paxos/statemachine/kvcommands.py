@@ -192,9 +192,7 @@ class LeaseKeepAlive(Struct, frozen=True, omit_defaults=True, tag="lease_keep_al
     id: Int64
 
 
-KvCommand: TypeAlias = Union[
-    Put, DeleteRange, Range, Txn, Compact, LeaseGrant, LeaseRevoke, LeaseKeepAlive
-]
+KvCommand: TypeAlias = Union[Put, DeleteRange, Range, Txn, Compact, LeaseGrant, LeaseRevoke, LeaseKeepAlive]
 """What goes through the log."""
 
 

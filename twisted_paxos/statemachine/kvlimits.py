@@ -19,7 +19,7 @@ LEASE_COST_BYTES: Final = 400
 TXN_DEPTH_MAX: Final = 16
 """How deep transactions may be nested; deeper ones are malformed."""
 
-SWEEP_EVENTS_MAX: Final = 4_096
+SWEEP_EVENTS_MAX: Final = 1_024
 """Superseded versions that one slot removes at most."""
 
 EXPIRED_KEYS_PER_SLOT: Final = 1_000

@@ -32,8 +32,8 @@ SNAPSHOT_VERSION: Final = 1
 PIECE_BYTES: Final = 64 << 10
 FRAME_MAX_BYTES: Final = 64 << 20
 
-_KEYS_PER_STEP = 1_000
-_RECORDS_PER_FRAME = 1_000
+STEP_RECORDS: Final = 500
+"""Records of a frame, and keys that one piece looks at."""
 
 
 class Head(Struct, frozen=True, array_like=True, tag="head"):
@@ -92,22 +92,27 @@ def first_change(compact_revision: int) -> int:
 # ------------------------------------------------------------------ writing
 
 
-def snapshot_pieces(head: Head, mvcc: Mvcc, leases: Leases) -> Generator[bytes]:
+def snapshot_pieces(head: Head, mvcc: Mvcc, leases: Leases, step: int = STEP_RECORDS) -> Generator[bytes]:
     """The snapshot of this moment, frozen from this call on; a piece can be empty (nothing found yet).
 
     While it is under way memory is not swept; closing it, or dropping it, ends that.
+
+    Args:
+        head: what comes first.
+        mvcc, leases: whose state.
+        step: how many records a frame holds and a piece looks at, at most.
     """
-    pieces = _pieces(head, mvcc, leases.records())
+    pieces = _pieces(head, mvcc, leases.records(), step)
     next(pieces)  # up to its first yield: from here on it closes what it opened
     return pieces
 
 
-def _pieces(head: Head, mvcc: Mvcc, leases: list[Lease]) -> Generator[bytes]:
+def _pieces(head: Head, mvcc: Mvcc, leases: list[Lease], step: int) -> Generator[bytes]:
     mvcc.frozen += 1
     try:
         yield b""
         crc = 0
-        for body in _bodies(head, mvcc, leases):
+        for body in _bodies(head, mvcc, leases, step):
             if body is None:
                 yield b""
                 continue
@@ -125,47 +130,51 @@ def _framed(body: Body) -> bytes:
     return len(encoded).to_bytes(4, "big") + encoded
 
 
-def _bodies(head: Head, mvcc: Mvcc, leases: list[Lease]) -> Iterator[Body | None]:
+def _bodies(head: Head, mvcc: Mvcc, leases: list[Lease], step: int) -> Iterator[Body | None]:
     yield head
-    for start in range(0, len(leases), _RECORDS_PER_FRAME):
-        yield LeaseRecords(leases[start : start + _RECORDS_PER_FRAME])
+    for start in range(0, len(leases), step):
+        yield LeaseRecords(leases[start : start + step])
     first = first_change(head.compact_revision)
-    for kvs in _gathered(_keys_at(mvcc, first - 1) if head.compact_revision >= first else iter(())):
+    stretches = _keys_at(mvcc, first - 1, step) if head.compact_revision >= first else iter(())
+    for kvs in _gathered(stretches, step):
         yield Keys(kvs) if kvs else None
-    for kvs in _gathered(_changes(mvcc, first, head.revision)):
+    for kvs in _gathered(_changes(mvcc, first, head.revision, step), step):
         yield Changes(kvs) if kvs else None
 
 
-def _keys_at(mvcc: Mvcc, revision: int) -> Iterator[KeyValue | None]:
-    """The keys as of ``revision``, None after each stretch; goes on rightly after changes in between."""
+def _keys_at(mvcc: Mvcc, revision: int, step: int) -> Iterator[list[KeyValue]]:
+    """The keys as of ``revision``, by stretches; goes on rightly after changes in between."""
     start = b""
-    while keys := list(islice(mvcc.keys_ever((start, None)), _KEYS_PER_STEP)):
-        for key in keys:
-            kv = mvcc.get_at(key, revision)
-            if kv is not None:
-                yield kv
-        yield None
+    while keys := list(islice(mvcc.keys_ever((start, None)), step)):
+        yield mvcc.versions_at(keys, revision)
         start = keys[-1] + b"\0"
 
 
-def _changes(mvcc: Mvcc, first: int, last: int) -> Iterator[KeyValue | None]:
+def _changes(mvcc: Mvcc, first: int, last: int, step: int) -> Iterator[list[KeyValue]]:
+    """The changes of revisions ``first`` to ``last``, by stretches."""
+    changes: list[KeyValue] = []
     for revision in range(first, last + 1):
-        yield from mvcc.log.entry(revision)
+        changes += mvcc.log.entry(revision)
+        if len(changes) >= step:
+            yield changes
+            changes = []
+    yield changes
 
 
-def _gathered(kvs: Iterable[KeyValue | None]) -> Iterator[list[KeyValue] | None]:
-    """Lists of about a piece, whose ends depend on the versions alone; None: a stretch of work is done."""
+def _gathered(stretches: Iterable[list[KeyValue]], step: int) -> Iterator[list[KeyValue] | None]:
+    """Lists for a frame each, whose ends depend on the versions alone; None after a stretch without one."""
     gathered: list[KeyValue] = []
     size_bytes = 0
-    for kv in kvs:
-        if kv is None:
+    for kvs in stretches:
+        silent = True
+        for kv in kvs:
+            gathered.append(kv)
+            size_bytes += len(kv.key) + len(kv.value)
+            if size_bytes >= PIECE_BYTES or len(gathered) >= step:
+                yield gathered
+                gathered, size_bytes, silent = [], 0, False
+        if silent:
             yield None
-            continue
-        gathered.append(kv)
-        size_bytes += len(kv.key) + len(kv.value)
-        if size_bytes >= PIECE_BYTES or len(gathered) >= _RECORDS_PER_FRAME:
-            yield gathered
-            gathered, size_bytes = [], 0
     if gathered:
         yield gathered
 
@@ -259,15 +268,11 @@ class SnapshotReader:
 
     def _commit(self) -> None:
         kvs, self._revision = self._revision, []
-        for kv in kvs:
-            before = self.mvcc.get(kv.key)
+        for kv, before in zip(kvs, self.mvcc.replay(kvs), strict=True):
             if before is not None and before.lease:
                 self.leases.detach(before.lease, kv.key)
-        self.mvcc.replay(kvs)
-        for kv in kvs:
-            after = self.mvcc.get(kv.key)
-            if after is not None and after.lease:
-                self.leases.attach(after.lease, after.key)
+            if kv.lease:
+                self.leases.attach(kv.lease, kv.key)
 
     def _end(self, end: End) -> None:
         if self._revision:
@@ -278,5 +283,3 @@ class SnapshotReader:
         if self.mvcc.revision != self.head.revision:
             raise ValueError("the snapshot of the key-value store lacks changes")
         self._ended = True
-
-

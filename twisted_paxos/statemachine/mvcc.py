@@ -61,12 +61,13 @@ class Mvcc:
         compact_revision: reads below it are refused by the callers; `NEVER_COMPACTED` at first.
         pending: the changes since the last commit.
         log: what each revision changed, from at least ``compact_revision`` on.
+        size_bytes: of all versions that are not compacted; the same on every member.
         frozen: how many views are being read; nothing is swept as long as there is one.
     """
 
     __slots__ = (
-        "_dead", "_freed_bytes", "_freed_compacted", "_live", "_offset", "_shards", "_written_bytes",
-        "compact_revision", "frozen", "log", "pending", "revision",
+        "_dead", "_freed_bytes", "_freed_compacted", "_live", "_offset", "_shards", "compact_revision",
+        "frozen", "log", "pending", "revision", "size_bytes",
     )  # fmt: skip
 
     def __init__(self, revision: int = FIRST_REVISION, compact_revision: int = NEVER_COMPACTED) -> None:
@@ -78,7 +79,7 @@ class Mvcc:
         self._shards: list[dict[bytes, History]] = [{} for _ in range(_SHARDS)]
         self._live: SortedList[bytes] = SortedList()
         self._dead: SortedList[bytes] = SortedList()
-        self._written_bytes = 0
+        self.size_bytes = 0
         self._freed_bytes = 0  # by sweeping every revision so far
         self._freed_compacted = 0  # by sweeping those below compact_revision
         self._offset = 0  # how far the log's first revision is swept
@@ -88,11 +89,6 @@ class Mvcc:
     def __len__(self) -> int:
         """How many keys live."""
         return len(self._live)
-
-    @property
-    def size_bytes(self) -> int:
-        """Size of all versions that are not compacted; the same on every member."""
-        return self._written_bytes - self._freed_compacted
 
     @property
     def history_bytes(self) -> int:
@@ -119,6 +115,20 @@ class Mvcc:
             return None
         kv = history[place - 1]  # type: ignore[index]
         return kv if kv.version else None
+
+    def versions_at(self, keys: list[bytes], revision: int) -> list[KeyValue]:
+        """What of ``keys`` was present as of ``revision``: `get_at` for many."""
+        shards = self._shards
+        found: list[KeyValue] = []
+        for key in keys:
+            history = shards[hash(key) & _SHARD_MASK].get(key)
+            if type(history) is not KeyValue:
+                kv = self.get_at(key, revision)
+                if kv is not None:
+                    found.append(kv)
+            elif history.mod_revision <= revision and history.version:
+                found.append(history)
+        return found
 
     def versions_from(self, key: bytes, revision: int, count: int) -> list[KeyValue]:
         """Up to ``count`` versions of ``key``, deletions included, from ``revision`` on, in order."""
@@ -168,21 +178,25 @@ class Mvcc:
             shard[key] = kv = KeyValue(key, revision, revision, 1, value, lease)
             self._live.add(key)
             self.pending.append(kv)
-            self._written_bytes += VERSION_OVERHEAD_BYTES + len(key) + len(value)
+            self.size_bytes += VERSION_OVERHEAD_BYTES + len(key) + len(value)
             return None
         last: KeyValue = history if type(history) is KeyValue else history[-1]  # type: ignore[index]
         key = last.key  # one object for all versions
-        if last.version:
-            kv = KeyValue(key, last.create_revision, revision, last.version + 1, value, lease)
+        version = last.version
+        if version:
+            kv = KeyValue(key, last.create_revision, revision, version + 1, value, lease)
             self._freed_bytes += VERSION_OVERHEAD_BYTES + len(key) + len(last.value)
         else:
             kv = KeyValue(key, revision, revision, 1, value, lease)
             self._dead.remove(key)
             self._live.add(key)
-        shard[key] = _longer(history, kv)
+        if type(history) is list:
+            history.append(kv)
+        else:
+            shard[key] = _longer(history, kv)
         self.pending.append(kv)
-        self._written_bytes += VERSION_OVERHEAD_BYTES + len(key) + len(value)
-        return last if last.version else None
+        self.size_bytes += VERSION_OVERHEAD_BYTES + len(key) + len(value)
+        return last if version else None
 
     def delete(self, key: bytes) -> KeyValue | None:
         """Delete ``key`` as part of the next revision; returns what it was, None when it was absent."""
@@ -197,7 +211,7 @@ class Mvcc:
         self._dead.add(key)
         self.pending.append(tombstone)
         size_bytes = version_bytes(tombstone)
-        self._written_bytes += size_bytes
+        self.size_bytes += size_bytes
         self._freed_bytes += size_bytes + version_bytes(last)
         return last
 
@@ -205,8 +219,8 @@ class Mvcc:
         """Make what is pending the next revision. There must be something."""
         pending = self.pending
         self.log.append(pending[0] if len(pending) == 1 else tuple(pending), self._freed_bytes)
+        pending.clear()
         self.revision += 1
-        self.pending = []
 
     def load(self, kvs: list[KeyValue]) -> None:
         """Add versions of keys that are not in the log, in the order of keys, when restoring."""
@@ -214,23 +228,20 @@ class Mvcc:
         for kv in kvs:
             key = kv.key
             shards[hash(key) & _SHARD_MASK][key] = kv
-            self._written_bytes += VERSION_OVERHEAD_BYTES + len(key) + len(kv.value)
+            self.size_bytes += VERSION_OVERHEAD_BYTES + len(key) + len(kv.value)
         self._live.update([kv.key for kv in kvs])
 
-    def replay(self, kvs: list[KeyValue]) -> None:
-        """Do the changes of the next revision again, when restoring.
+    def replay(self, kvs: list[KeyValue]) -> list[KeyValue | None]:
+        """Do the changes of the next revision again, when restoring; returns the version before each.
 
         Raises:
             ValueError: they are not what the versions before them lead to.
         """
-        for kv in kvs:
-            if kv.version:
-                self.put(kv.key, kv.value, kv.lease)
-            else:
-                self.delete(kv.key)
-        if self.pending != kvs or not kvs:
+        before = [self.put(kv.key, kv.value, kv.lease) if kv.version else self.delete(kv.key) for kv in kvs]
+        if not kvs or self.pending != kvs:
             raise ValueError(f"the changes of revision {self.revision + 1} do not follow")
         self.commit()
+        return before
 
     # -------------------------------------------------------------- compaction
 
@@ -243,7 +254,9 @@ class Mvcc:
         self.compact_revision = revision
         # The running sum below the log's first revision is that of compactions before it.
         if revision > self.log.first:
-            self._freed_compacted = self.log.freed_upto(revision - 1)
+            freed_bytes = self.log.freed_upto(revision - 1)
+            self.size_bytes -= freed_bytes - self._freed_compacted
+            self._freed_compacted = freed_bytes
 
     def revision_keeping(self, history_bytes: int) -> int:
         """The lowest revision at which compaction leaves at most ``history_bytes``, at most the present."""
@@ -271,7 +284,7 @@ class Mvcc:
         key = kv.key
         shard = self._shards[hash(key) & _SHARD_MASK]
         history = shard.get(key)
-        if history is None:
+        if history is None or (history is kv and kv.version):
             return
         if type(history) is KeyValue:
             place, length = 0 if history.mod_revision > kv.mod_revision else 1, 1

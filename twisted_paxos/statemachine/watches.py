@@ -130,12 +130,15 @@ class WatchHub:
 
     Attributes:
         watchers: by watch id.
+        queue_max_events: events that wait for one synced watcher.
+        scan_revisions: how many revisions of history one poll looks at.
     """
 
-    def __init__(self, mvcc: Mvcc, queue_max_events: int = QUEUE_MAX_EVENTS) -> None:
+    def __init__(self, mvcc: Mvcc) -> None:
         self.watchers: dict[int, Watcher] = {}
         self._mvcc = mvcc
-        self._queue_max_events = queue_max_events
+        self.queue_max_events = QUEUE_MAX_EVENTS
+        self.scan_revisions = SCAN_REVISIONS
         self._ids = count(1)
         self._by_key: dict[bytes, dict[int, Watcher]] = {}
         self._by_range: IntervalMap[dict[int, Watcher]] = IntervalMap()
@@ -264,7 +267,7 @@ class WatchHub:
         watcher.queue_bytes += len(kv.key) + len(kv.value)
         if not queue:
             watcher.queue_bytes = len(kv.key) + len(kv.value)
-        if len(queue) >= self._queue_max_events or (watcher.queue_bytes > QUEUE_MAX_BYTES and queue):
+        if len(queue) >= self.queue_max_events or (watcher.queue_bytes > QUEUE_MAX_BYTES and queue):
             # From this revision on it reads history; what is queued of it goes, so that it comes whole.
             watcher.behind_from = kv.mod_revision
             while queue and queue[-1].kv.mod_revision == kv.mod_revision:
@@ -311,10 +314,10 @@ class WatchHub:
         mvcc, behind_from = self._mvcc, watcher.behind_from
         if not watcher.request.range_end:
             # One key's versions are at hand: no need to look at every revision.
-            kvs = mvcc.versions_from(watcher.request.key, behind_from, SCAN_REVISIONS)
-            following = kvs[-1].mod_revision if len(kvs) == SCAN_REVISIONS else 0
+            kvs = mvcc.versions_from(watcher.request.key, behind_from, self.scan_revisions)
+            following = kvs[-1].mod_revision if len(kvs) == self.scan_revisions else 0
             return (kv for kv in kvs if kv.mod_revision != following and watcher.wants(kv)), following
-        upto = min(mvcc.revision, behind_from + SCAN_REVISIONS - 1)
+        upto = min(mvcc.revision, behind_from + self.scan_revisions - 1)
         changes = (kv for revision in range(behind_from, upto + 1) for kv in mvcc.log.entry(revision))
         wanted = (kv for kv in changes if within(kv.key, watcher.bounds) and watcher.wants(kv))
         return wanted, upto + 1 if upto < mvcc.revision else 0

@@ -8,8 +8,9 @@ from array import array
 class SlotIndex:
     """Maps slots to non-zero 64-bit locations.
 
-    A slot below ``first_slot`` is never kept: a snapshot stands for it. Slots without a gap from there on live in an array; the few above the first gap in a dict,
-    which the protocol's window (`limits.WINDOW_SLOTS`) bounds.
+    Slots without a gap from ``first_slot`` on live in an array; the few above the first gap in a dict,
+    which the protocol's window (`limits.WINDOW_SLOTS`) bounds. A slot below ``first_slot`` is never
+    kept: a snapshot stands for it.
     """
 
     def __init__(self, first_slot: int = 1) -> None:

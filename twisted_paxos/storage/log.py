@@ -41,7 +41,7 @@ from twisted_paxos.storage.format import (
     record_bytes,
     segment_name,
 )
-from twisted_paxos.storage.recovery import Floor, LogState, Segment, examine
+from twisted_paxos.storage.recovery import Floor, LogBase, LogState, Segment, examine
 
 SEGMENT_BYTES = 16 << 20
 """Size of a segment's file, unless told otherwise; a larger record makes a larger one."""
@@ -108,8 +108,11 @@ class Plan:
             OSError: anything but no room.
         """
         point = self._mark()
+        start = self._log.index.first_slot
         try:
             for record in records:
+                if record.slot < start:
+                    continue  # a snapshot stands for it
                 kind = ACCEPTED if isinstance(record, SaveAccepted) else CHOSEN
                 self.add(kind, record.slot, record.ballot, record.value)
         except OSError as error:
@@ -319,6 +322,35 @@ class SegmentedLog:
         for slot, location in plan.placed:
             self._segments[location // SEGMENT_SPAN - first].cover(slot, slot)
 
+    def begin_at(self, slot: int) -> None:
+        """Forget what is below ``slot``: a snapshot stands for it."""
+        self.index.begin_at(slot)
+
+    def passed(self, upto_slot: int) -> tuple[int, int]:
+        """How many of the first segments hold no slot above ``upto_slot``, and where the log begins then.
+
+        Never the segment that is being written.
+        """
+        count, start = 0, self.index.first_slot
+        for segment in self._segments[:-1]:
+            if segment.highest_slot > upto_slot:
+                break
+            count += 1
+            start = max(start, segment.highest_slot + 1)
+        return count, start
+
+    def segment(self, position: int) -> Segment:
+        """The segment at ``position``, from 0, of those that are there."""
+        return self._segments[position]
+
+    def drop(self, count: int, start: int) -> list[str]:
+        """Let the first ``count`` segments go, and begin at slot ``start``; returns their files."""
+        dropped = self._segments[:count]
+        del self._segments[:count]
+        self.used_bytes -= sum(segment.used_bytes for segment in dropped)
+        self.begin_at(start)
+        return [segment.name for segment in dropped]
+
     def read(self, slots: Iterable[int], limit_bytes: float = math.inf) -> list[SlotEntry]:
         """The newest records of ``slots``, in this order; ends at the first that is not stored.
 
@@ -394,7 +426,9 @@ def create_files(segment_bytes: int) -> dict[str, bytes]:
     return {segment_name(1): encode_header(1, size_bytes, 1).ljust(size_bytes, b"\0")}
 
 
-def open_log(disk: IDisk, promised: ProposalID, floor: Floor, segment_bytes: int) -> tuple[SegmentedLog, int]:
+def open_log(
+    disk: IDisk, promised: ProposalID, floor: Floor, base: LogBase, segment_bytes: int
+) -> tuple[SegmentedLog, int]:
     """Check the log, make durable what is in it, and be ready to append.
 
     Returns the log, and how many torn bytes of an unacknowledged write were dropped.
@@ -403,6 +437,6 @@ def open_log(disk: IDisk, promised: ProposalID, floor: Floor, segment_bytes: int
         StorageDamaged: something synced is missing or changed.
         OSError: it cannot be read or written.
     """
-    state = examine(disk, promised, floor)
+    state = examine(disk, promised, floor, base)
     log = SegmentedLog(disk, state, segment_bytes)
     return log, log.repair(state)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from twisted.internet.interfaces import IReactorTime
 from zope.interface import implementer
@@ -13,6 +13,34 @@ from twisted_paxos.core.records import Identity, Recovered
 from twisted_paxos.errors import StorageFull
 from twisted_paxos.storage.executor import TurnExecutor
 from twisted_paxos.storage.queued import IStorageBackend, PromiseRule, QueuedStorage, Write, log_records
+from twisted_paxos.storage.snapshot import ISnapshotSink, SnapshotInfo
+
+
+@implementer(ISnapshotSink)
+class MemorySnapshot:
+    """A snapshot in memory, complete or not.
+
+    Args:
+        slot: of which slot it is.
+    """
+
+    def __init__(self, slot: int) -> None:
+        self.slot = slot
+        self.pieces: list[bytes] = []
+
+    def put(self, piece: bytes) -> Iterator[None]:
+        """See `ISnapshotSink`."""
+        self.pieces.append(piece)
+        yield
+
+    def seal(self) -> Iterator[None]:
+        """See `ISnapshotSink`."""
+        yield
+
+    def discard(self) -> Iterator[None]:
+        """See `ISnapshotSink`."""
+        self.pieces.clear()
+        yield
 
 
 @implementer(IStorageBackend)
@@ -27,6 +55,9 @@ class MemoryBackend:
 
     def __init__(self, uid: str) -> None:
         self.log_bytes = 0
+        self.log_start = 1
+        self.snapshot: SnapshotInfo | None = None
+        self._snapshots: dict[int, list[bytes]] = {}
         self._uid = uid
         self._entries: dict[int, Entry] = {}
         self._promised = NO_BALLOT
@@ -49,6 +80,8 @@ class MemoryBackend:
             return after
         self._promised = after
         for record in log_records(write):
+            if record.slot < self.log_start:
+                continue  # a snapshot stands for it
             replaced = self._entries.get(record.slot)
             self._entries[record.slot] = Entry(record.ballot, record.value)
             self.log_bytes += memoryview(record.value).nbytes
@@ -68,6 +101,38 @@ class MemoryBackend:
             found.append(SlotEntry(slot, entry.ballot, entry.value))
         return found
 
+    def draft(self, slot: int) -> MemorySnapshot:
+        """See `ISnapshotBackend`."""
+        return MemorySnapshot(slot)
+
+    def adopt(self, sink: MemorySnapshot, chosen_upto: int) -> SnapshotInfo:
+        """See `ISnapshotBackend`."""
+        info = SnapshotInfo(sink.slot, len(sink.pieces), sum(map(len, sink.pieces)))
+        self._snapshots[sink.slot] = sink.pieces
+        if sink.slot > chosen_upto:
+            self._begin_at(sink.slot + 1)
+        self.snapshot = info
+        return info
+
+    def read_piece(self, slot: int, number: int) -> bytes:
+        """See `ISnapshotBackend`."""
+        return self._snapshots[slot][number]
+
+    def drop_snapshot(self, slot: int) -> Iterator[None]:
+        """See `ISnapshotBackend`."""
+        del self._snapshots[slot]
+        yield
+
+    def compact(self, upto_slot: int) -> Iterator[None]:
+        """See `ISnapshotBackend`."""
+        self._begin_at(upto_slot + 1)
+        yield
+
+    def _begin_at(self, slot: int) -> None:
+        for passed in [passed for passed in self._entries if passed < slot]:
+            self.log_bytes -= memoryview(self._entries.pop(passed).value).nbytes
+        self.log_start = max(self.log_start, slot)
+
     def upkeep(self) -> str:
         """See `IStorageBackend`: never anything to do."""
         return ""
@@ -81,7 +146,7 @@ class MemoryBackend:
 
 
 class MemoryStorage(QueuedStorage):
-    """``memory:`` as `IAcceptorStorage`.
+    """``memory:`` as `IAcceptorStorage` and `ISnapshotStorage`.
 
     Args:
         uid: the node's id.

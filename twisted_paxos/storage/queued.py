@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from zope.interface import Attribute, Interface, implementer
+from zope.interface import Attribute, implementer
 
 from twisted_paxos.core.ballot import ProposalID
 from twisted_paxos.core.messages import SlotEntry
@@ -28,9 +28,10 @@ from twisted_paxos.core.records import (
     SaveIdentity,
     SavePromise,
 )
-from twisted_paxos.errors import StorageDamaged, StorageError, StorageFailed, StorageFull
-from twisted_paxos.interfaces import IAcceptorStorage, IDiskExecutor
+from twisted_paxos.errors import StorageDamaged, StorageError, StorageFailed, StorageForeign, StorageFull
+from twisted_paxos.interfaces import IAcceptorStorage, IDiskExecutor, ISnapshotStorage
 from twisted_paxos.storage.disk import reason
+from twisted_paxos.storage.snapshot import ISnapshotBackend, SnapshotReader, Snapshots, SnapshotWriter
 
 log = Logger()
 
@@ -42,7 +43,7 @@ LogRecord: TypeAlias = SaveAccepted | SaveChosen
 Write: TypeAlias = Sequence[Record] | StorageFull
 
 
-class IStorageBackend(Interface):
+class IStorageBackend(ISnapshotBackend):
     """The blocking half of a provider. After `recover`, everything runs on the executor's thread."""
 
     log_bytes: int = Attribute("See `IAcceptorStorage`.")
@@ -70,18 +71,14 @@ class IStorageBackend(Interface):
         """Close files and release the lock; does nothing when nothing is open."""
 
 
-class ForeignStorage(StorageDamaged):
-    """The storage is another node's, or another cluster's: it is in order, and must stay where it is."""
-
-
 def check_identity(identity: Identity, uid: str, cluster: str, where: str) -> None:
-    """Raises `ForeignStorage` when the storage belongs to another node or another cluster."""
+    """Raises `StorageForeign` when the storage belongs to another node or another cluster."""
     if identity.uid != uid:
-        raise ForeignStorage(
+        raise StorageForeign(
             f"{where} belongs to node {identity.uid!r}, not to {uid!r}: give each node its own"
         )
     if identity.cluster != cluster:
-        raise ForeignStorage(
+        raise StorageForeign(
             f"{where} was made for cluster {identity.cluster!r}, not for {cluster!r}: its members differ"
         )
 
@@ -144,9 +141,9 @@ class _Write(NamedTuple):
     done: Deferred[None]
 
 
-@implementer(IAcceptorStorage)
+@implementer(IAcceptorStorage, ISnapshotStorage)
 class QueuedStorage:
-    """`IAcceptorStorage` over a blocking backend and an executor.
+    """`IAcceptorStorage` and `ISnapshotStorage` over a blocking backend and an executor.
 
     Args:
         backend: what stores; owned from now on.
@@ -177,6 +174,7 @@ class QueuedStorage:
         self._upkeep_runs = False
         self._broken = ""
         self._open = False
+        self._snapshots = Snapshots(backend, self._run, lambda: self._chosen_upto)
 
     @property
     def log_bytes(self) -> int:
@@ -187,6 +185,7 @@ class QueuedStorage:
         """See `IAcceptorStorage`."""
         recovered = self._backend.recover(fresh_incarnation, cluster, lost)
         self._chosen_upto = recovered.chosen_upto
+        self._snapshots.newest = self._backend.snapshot
         self._open = True
         return recovered
 
@@ -220,12 +219,41 @@ class QueuedStorage:
             )
         )
 
+    @property
+    def snapshot_slot(self) -> int:
+        """See `ISnapshotStorage`."""
+        return self._snapshots.newest.slot if self._snapshots.newest else 0
+
+    @property
+    def snapshot_bytes(self) -> int:
+        """See `ISnapshotStorage`."""
+        return self._snapshots.newest.size_bytes if self._snapshots.newest else 0
+
+    def begin_snapshot(self, slot: int) -> SnapshotWriter:
+        """See `ISnapshotStorage`, and `Snapshots.begin` for a slot that is in a snapshot already."""
+        return self._snapshots.begin(slot)
+
+    def open_snapshot(self) -> SnapshotReader | None:
+        """See `ISnapshotStorage`."""
+        return self._snapshots.open()
+
+    def compact(self, upto_slot: int) -> Deferred[int]:
+        """See `ISnapshotStorage`. Fails with `ValueError` above the newest snapshot."""
+        return Deferred.fromCoroutine(self._snapshots.compact(upto_slot))
+
+    def _run(self, work: Callable[[], T]) -> Deferred[T]:
+        """Run work of the backend on the executor; what it says of room and damage ends nothing."""
+        if not self._open:
+            return fail(StorageFailed(f"{self.description} is not open"))
+        return self._executor.run(partial(self._guarded, work, (StorageFull, StorageDamaged)))
+
     def close(self) -> Deferred[None]:
         """See `IAcceptorStorage`."""
         return Deferred.fromCoroutine(self._close())
 
     async def _close(self) -> None:
         self._flush()
+        self._snapshots.stop()
         was_open, self._open = self._open, False
         try:
             if was_open:
@@ -266,7 +294,9 @@ class QueuedStorage:
     def _commit(self, writes: Sequence[Write], chosen_upto: int) -> list[StorageFull | None]:
         return self._guarded(partial(self._backend.commit, writes, chosen_upto))
 
-    def _guarded(self, work: Callable[[], T], harmless: type[Exception] | tuple[()] = ()) -> T:
+    def _guarded(
+        self, work: Callable[[], T], harmless: type[Exception] | tuple[type[Exception], ...] = ()
+    ) -> T:
         """Run on the executor's thread; whatever goes wrong, other than ``harmless``, ends all writing.
 
         A failed write or sync is never tried again: the system may have dropped what it could not

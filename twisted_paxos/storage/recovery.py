@@ -9,6 +9,9 @@ no one can ever have been told of may be torn. What is known as synced:
 * END at the end of a segment says that the next segment exists;
 * identity and promise say how far the log was synced when they were saved: the `Floor`.
 
+Where the log begins, and which snapshot stands for what is gone, is durable as well: the `LogBase`. So
+lost first segments, or a lost snapshot, cannot pass for a short log.
+
 Nothing here writes; `log` repairs, `cli.inspect` only looks.
 """
 
@@ -19,11 +22,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from msgspec import Struct
+
 from twisted_paxos.core.ballot import ProposalID
 from twisted_paxos.errors import StorageDamaged, StorageError
 from twisted_paxos.storage.disk import IDisk
 from twisted_paxos.storage.format import (
     ACCEPTED,
+    CHOSEN,
     CHOSEN_UPTO,
     END,
     HEADER_BYTES,
@@ -46,16 +52,33 @@ class Floor(NamedTuple):
     synced: int = 0
 
 
+class LogBase(Struct, frozen=True):
+    """Where the log begins; saved before anything is removed.
+
+    Attributes:
+        segment: the first segment; those before it are gone, or about to go.
+        sequence: number of its first record.
+        start: the lowest slot that the log answers for. What it holds of lower slots is void: it may
+            be incomplete, or, below a snapshot that was fetched from a peer, not what was chosen.
+        snapshot: the slot of the snapshot that counts, at least ``start - 1``; 0 when there is none.
+    """
+
+    segment: int = 1
+    sequence: int = 1
+    start: int = 1
+    snapshot: int = 0
+
+
 @dataclass
 class Segment:
     """One file of the log.
 
     Attributes:
-        id: from 1, without a gap.
+        id: without a gap.
         size_bytes: of the file, as its header says.
         first_sequence: number of its first record.
         used_bytes: where its records end.
-        lowest_slot, highest_slot: of the values in it; 0 when there is none. Compaction will need them.
+        lowest_slot, highest_slot: of the values in it; 0 when there is none.
         ended: END is written.
         dirty_bytes: what is not zero behind its records.
     """
@@ -87,7 +110,9 @@ class LogState:
     Attributes:
         segments: in order; the last one is being written.
         index: where each slot's newest record is.
-        chosen_upto: the highest recorded.
+        chosen_upto: how far slots are chosen, as far as is recorded.
+        chosen_at: the highest CHOSEN record: what is learnt is stored in order, so every slot up to there
+            is chosen and stored.
         sequence: number of the next record.
         unsynced_offset: where, in the last segment, the records start that may not be synced.
     """
@@ -95,27 +120,32 @@ class LogState:
     segments: list[Segment] = field(default_factory=list)
     index: SlotIndex = field(default_factory=SlotIndex)
     chosen_upto: int = 0
+    chosen_at: int = 0
     sequence: int = 1
     unsynced_offset: int = HEADER_BYTES
 
 
-def examine(disk: IDisk, promised: ProposalID, floor: Floor) -> LogState:
+def examine(
+    disk: IDisk, promised: ProposalID, floor: Floor, base: LogBase = LogBase()  # noqa: B008 - frozen
+) -> LogState:
     """Read and check the whole log; changes nothing.
 
     Args:
         promised: the saved promise; no entry may have been accepted above it.
         floor: how far the log must reach at least.
+        base: where it begins.
 
     Raises:
         StorageDamaged: something synced is missing or changed; says where.
         StorageError: it is of a newer version of the program.
         OSError: it cannot be read.
     """
-    segments = _read_headers(disk, floor)
-    state = LogState(segments)
+    segments = _read_headers(disk, floor, base)
+    state = LogState(segments, SlotIndex(base.start))
     for position, segment in enumerate(segments):
         following = segments[position + 1] if position + 1 < len(segments) else None
         _examine_segment(disk, state, segment, following, promised, floor)
+    state.chosen_upto = max(state.chosen_upto, state.chosen_at, base.snapshot)
     if state.chosen_upto > state.index.contiguous_upto:
         missing = state.index.contiguous_upto + 1
         raise StorageDamaged(
@@ -124,16 +154,17 @@ def examine(disk: IDisk, promised: ProposalID, floor: Floor) -> LogState:
     return state
 
 
-def _read_headers(disk: IDisk, floor: Floor) -> list[Segment]:
-    ids = sorted(filter(None, map(segment_id, disk.names())))
-    expected = range(1, max([floor.segment, *ids]) + 1)
+def _read_headers(disk: IDisk, floor: Floor, base: LogBase) -> list[Segment]:
+    ids = sorted(number for number in map(segment_id, disk.names()) if number >= base.segment)
+    expected = range(base.segment, max([base.segment, floor.segment, *ids]) + 1)
     missing = sorted(set(expected) - set(ids))
     if missing:
         raise StorageDamaged(f"{disk.path}/{segment_name(missing[0])} is missing")
     segments = [_read_header(disk, number) for number in ids]
-    if segments[0].first_sequence != 1:
+    if segments[0].first_sequence != base.sequence:
         raise StorageDamaged(
-            f"{disk.path}/{segments[0].name}: starts with record {segments[0].first_sequence}"
+            f"{disk.path}/{segments[0].name} at byte 0: "
+            f"starts with record {segments[0].first_sequence} instead of {base.sequence}"
         )
     return segments
 
@@ -193,7 +224,7 @@ def _read_records(
     Returns their offsets, and the highest ``synced`` that they tell.
     """
     offsets = array("Q")
-    known = lowest = highest = 0
+    known = lowest = highest = chosen_at = 0
     end = HEADER_BYTES
     put = state.index.put
     base = segment.id * SEGMENT_SPAN
@@ -212,6 +243,8 @@ def _read_records(
             continue
         if kind == ACCEPTED and number >= promised.number:
             _check_ballot(path, data, offset, number, uid_bytes, promised)
+        if kind == CHOSEN and slot > chosen_at:
+            chosen_at = slot
         put(slot, base + offset)
         if slot > highest:
             highest = slot
@@ -220,6 +253,7 @@ def _read_records(
     if highest:
         segment.cover(lowest, highest)
     segment.used_bytes = end
+    state.chosen_at = max(state.chosen_at, chosen_at)
     state.sequence = segment.first_sequence + len(offsets)
     return offsets, known
 

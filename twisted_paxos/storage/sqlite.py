@@ -1,7 +1,8 @@
 """``sqlite:PATH``: the same records in one SQLite database, for those who want to look with SQL.
 
 Tables (`docs/storage-format.md`): ``object_0`` and ``object_1`` hold identity, promise and the log's
-tally, one copy each, in different pages of the file; ``entry`` holds one row per slot. Every row has a
+tally, one copy each, in different pages of the file; ``entry`` holds one row per slot, ``snapshot`` the
+pieces of snapshots, of which the tally says which one counts. Every row has a
 CRC32C of its own. A group commit is one transaction; ``synchronous=FULL`` with a rollback journal
 that is truncated, because SQLite's own write-ahead log ends silently at the first damaged frame and so
 could forget a promise. The tally counts the rows, so a lost one is noticed. The database is made under
@@ -13,14 +14,11 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-import struct
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 from urllib.parse import quote
 
-import msgspec
-from crc32c import crc32c
-from msgspec import Raw, Struct
+from msgspec import Raw
 from msgspec.structs import replace
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -28,8 +26,8 @@ from zope.interface import implementer
 
 from twisted_paxos.core.ballot import NO_BALLOT, ProposalID
 from twisted_paxos.core.messages import Entry, SlotEntry
-from twisted_paxos.core.records import Identity, Recovered, SaveAccepted
-from twisted_paxos.errors import StorageDamaged, StorageError, StorageFull
+from twisted_paxos.core.records import Identity, Recovered
+from twisted_paxos.errors import StorageDamaged, StorageError, StorageForeign, StorageFull
 from twisted_paxos.interfaces import IDiskExecutor
 from twisted_paxos.storage.disk import (
     ASIDE_SUFFIX,
@@ -42,7 +40,6 @@ from twisted_paxos.storage.disk import (
 from twisted_paxos.storage.format import ACCEPTED, CHOSEN
 from twisted_paxos.storage.index import SlotIndex
 from twisted_paxos.storage.queued import (
-    ForeignStorage,
     IStorageBackend,
     LogRecord,
     PromiseRule,
@@ -52,134 +49,32 @@ from twisted_paxos.storage.queued import (
     last_identity,
     log_records,
 )
+from twisted_paxos.storage.snapshot import SnapshotInfo
+from twisted_paxos.storage.sqliteformat import (
+    APPLICATION_ID,
+    FORMAT_VERSION,
+    SCHEMA,
+    Tally,
+    check_header,
+    check_row,
+    decode_object,
+    encode_object,
+    entry_row,
+    object_crc,
+    read_object_copies,
+    scan_rows,
+)
+from twisted_paxos.storage.sqlitesnapshot import SqliteSnapshot, check_pieces, delete_pieces, read_piece
 
 log = Logger()
 
-APPLICATION_ID = 0x50584F53
-"""``PXOS`` in the database's header."""
-
-FORMAT_VERSION = 1
 BUSY_TIMEOUT_S = 30.0
 """How long a commit waits for somebody who reads the database."""
 
-SCHEMA = """
-CREATE TABLE object_0 (name TEXT PRIMARY KEY, serial INTEGER, payload BLOB, crc INTEGER);
-CREATE TABLE object_1 (name TEXT PRIMARY KEY, serial INTEGER, payload BLOB, crc INTEGER);
-CREATE TABLE entry (
-    slot INTEGER PRIMARY KEY, kind INTEGER, number INTEGER, uid TEXT, value BLOB, crc INTEGER
-);
-"""
+DELETE_ROWS = 64
+"""How many rows of ``entry`` one step of a compaction deletes."""
 
-_ROW = struct.Struct("<BQQB")
-_encode = msgspec.json.Encoder(order="deterministic").encode
 T = TypeVar("T")
-
-EntryRow = tuple[int, int, int, str, bytes, int]
-"""slot, kind, ballot number, ballot uid, value, crc."""
-
-
-class Tally(Struct, frozen=True):
-    """What the log must hold: so many rows, and every slot up to ``chosen_upto``."""
-
-    rows: int = 0
-    chosen_upto: int = 0
-
-
-class ObjectCopy(Struct, frozen=True):
-    """One row of ``object_0`` or ``object_1``, as found; ``problem`` is empty when it is good."""
-
-    table: str
-    serial: int = 0
-    payload: bytes = b""
-    problem: str = ""
-
-
-def entry_crc(slot: int, kind: int, number: int, uid: str, value: bytes) -> int:
-    """The checksum of a row of ``entry``."""
-    label = uid.encode()
-    return crc32c(value, crc32c(_ROW.pack(kind, slot, number, len(label)) + label))
-
-
-def object_crc(name: str, serial: int, payload: bytes) -> int:
-    """The checksum of an object's row."""
-    return crc32c(payload, crc32c(f"{name} {serial} ".encode()))
-
-
-def entry_row(record: LogRecord) -> EntryRow:
-    """A record as a row of ``entry``."""
-    kind = ACCEPTED if isinstance(record, SaveAccepted) else CHOSEN
-    value = bytes(record.value)
-    number, uid = record.ballot
-    return record.slot, kind, number, uid, value, entry_crc(record.slot, kind, number, uid, value)
-
-
-def check_row(path: str, row: EntryRow) -> None:
-    """Raises `StorageDamaged` when a row is not what was written."""
-    try:
-        good = entry_crc(*row[:5]) == row[5]
-    except (TypeError, AttributeError, struct.error):
-        good = False
-    if not good:
-        raise StorageDamaged(f"{path}: the row of slot {row[0]} is not what was written")
-
-
-def read_object_copies(connection: sqlite3.Connection, name: str) -> list[ObjectCopy]:
-    """Both copies of an object as they are, good or not.
-
-    Raises:
-        sqlite3.Error: the tables cannot be read.
-    """
-    return [_read_object_copy(connection, f"object_{index}", name) for index in (0, 1)]
-
-
-def _read_object_copy(connection: sqlite3.Connection, table: str, name: str) -> ObjectCopy:
-    query = f"SELECT serial, payload, crc FROM {table} WHERE name = ?"
-    row = connection.execute(query, (name,)).fetchone()
-    if row is None:
-        return ObjectCopy(table, problem="the row is missing")
-    serial, payload, crc = row
-    if (
-        not isinstance(payload, bytes)
-        or not isinstance(serial, int)
-        or object_crc(name, serial, payload) != crc
-    ):
-        return ObjectCopy(table, problem="the checksum does not match")
-    return ObjectCopy(table, serial, payload)
-
-
-def decode_object(path: str, name: str, copies: Sequence[ObjectCopy], kind: type[T]) -> tuple[int, T]:
-    """Serial and object. Both copies are of one transaction, so good ones are equal.
-
-    Raises:
-        StorageDamaged: there is no good copy, or two different ones.
-    """
-    good = [copy for copy in copies if not copy.problem]
-    if not good:
-        raise StorageDamaged(f"{path}: both copies of {name} are unusable ({copies[0].problem})")
-    if good[0].serial != good[-1].serial or good[0].payload != good[-1].payload:
-        raise StorageDamaged(f"{path}: the copies of {name} differ")
-    try:
-        return good[0].serial, msgspec.json.decode(good[0].payload, type=kind)
-    except msgspec.DecodeError as error:
-        raise StorageDamaged(f"{path}: {name}: {error}") from error
-
-
-def check_header(path: str, connection: sqlite3.Connection) -> None:
-    """Raises `StorageDamaged` for a database that is not ours, `StorageError` for one of a newer version."""
-    application = connection.execute("PRAGMA application_id").fetchone()[0]
-    if application != APPLICATION_ID:
-        raise StorageDamaged(f"{path} is not a database of twisted_paxos")
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
-    if version != FORMAT_VERSION:
-        raise StorageError(f"{path}: format version {version} is not known: use the program that wrote it")
-
-
-def scan_rows(connection: sqlite3.Connection, after_slot: int = 0, step: int = 1000) -> Iterator[EntryRow]:
-    """All rows of ``entry`` in order, in short reads, so that a running node's commits do not wait long."""
-    query = "SELECT slot, kind, number, uid, value, crc FROM entry WHERE slot > ? ORDER BY slot LIMIT ?"
-    while rows := connection.execute(query, (after_slot, step)).fetchall():
-        yield from rows
-        after_slot = rows[-1][0]
 
 
 @implementer(IStorageBackend)
@@ -195,13 +90,14 @@ class SqliteBackend:
 
     def __init__(self, path: str, uid: str) -> None:
         self.log_bytes = 0
+        self.snapshot: SnapshotInfo | None = None
         self.path = path
         self._uid = uid
         self._lock_fd = -1
         self._connection: sqlite3.Connection | None = None
         self._promised = NO_BALLOT
         self._rule = PromiseRule(NO_BALLOT)
-        self._index = SlotIndex()
+        self._index = SlotIndex()  # a slot's "location" is the size of its value, plus one
         self._tally = Tally()
         self._serials: dict[str, int] = {}
         self._foreign = ""
@@ -265,24 +161,27 @@ class SqliteBackend:
         identity = self._load_object("identity", Identity)
         try:
             check_identity(identity, self._uid, cluster, self.path)
-        except ForeignStorage as error:
+        except StorageForeign as error:
             self._foreign = str(error)
             raise
         self._promised = self._load_object("promise", ProposalID)
         self._rule = PromiseRule(self._promised)
         self._tally = self._load_object("tally", Tally)
         entries = self._load_entries(connection)
+        self._open_snapshot(connection)
         identity = replace(identity, boot=identity.boot + 1)
         with self._transaction() as transaction:
             for name, value in (("identity", identity), ("promise", self._promised), ("tally", self._tally)):
                 self._save(transaction, name, value)
-        self.log_bytes = os.path.getsize(self.path)
+        self._delete_leftovers()
         return Recovered(
             identity=identity,
             promised=self._promised,
             chosen_upto=self._tally.chosen_upto,
+            log_start=self.log_start,
             entries=entries,
             fresh=fresh,
+            snapshot_slot=self._tally.snapshot,
         )
 
     def _load_object(self, name: str, kind: type[T]) -> T:
@@ -300,8 +199,14 @@ class SqliteBackend:
         return value
 
     def _load_entries(self, connection: sqlite3.Connection) -> dict[int, Entry]:
-        """Check every row; those above chosen_upto are returned."""
+        """Check every row; those above chosen_upto are returned.
+
+        What is learnt is stored in order, so every slot up to the highest CHOSEN row is chosen.
+        """
+        self._index = SlotIndex(self._tally.start)
         entries: dict[int, Entry] = {}
+        rows, self.log_bytes = 0, 0
+        chosen_upto = max(self._tally.chosen_upto, self._tally.snapshot)
         for row in scan_rows(connection):
             check_row(self.path, row)
             slot, kind, number, uid, value, _ = row
@@ -310,16 +215,44 @@ class SqliteBackend:
                 raise StorageDamaged(
                     f"{self.path}: slot {slot} was accepted at {ballot}, above the saved promise"
                 )
-            self._index.put(slot, 1)
-            if slot > self._tally.chosen_upto:
+            rows += 1
+            self._index.put(slot, len(value) + 1)
+            self.log_bytes += len(value)
+            if kind == CHOSEN:
+                chosen_upto = max(chosen_upto, slot)
+            if slot > chosen_upto:
                 entries[slot] = Entry(ballot, Raw(value))
-        if len(self._index) != self._tally.rows:
-            raise StorageDamaged(
-                f"{self.path}: {len(self._index)} slots are stored instead of {self._tally.rows}"
-            )
-        if self._tally.chosen_upto > self._index.contiguous_upto:
+        if rows != self._tally.rows:
+            raise StorageDamaged(f"{self.path}: {rows} slots are stored instead of {self._tally.rows}")
+        if chosen_upto > self._index.contiguous_upto:
             raise StorageDamaged(f"{self.path}: slot {self._index.contiguous_upto + 1} is missing")
-        return entries
+        self._tally = replace(self._tally, chosen_upto=chosen_upto)
+        return {slot: entry for slot, entry in entries.items() if slot > chosen_upto}
+
+    def _open_snapshot(self, connection: sqlite3.Connection) -> None:
+        """The snapshot that counts must be there, unless the log still has all that it stands for."""
+        tally = self._tally
+        self.snapshot = None
+        if not tally.snapshot:
+            return
+        info = SnapshotInfo(tally.snapshot, tally.pieces, tally.size_bytes)
+        try:
+            check_pieces(self.path, connection, info)
+            self.snapshot = info
+        except StorageDamaged as error:
+            if tally.start > 1:
+                raise
+            log.warn("{error}; it is dropped: the log still has everything", error=str(error))
+            self._tally = replace(tally, snapshot=0, pieces=0, size_bytes=0)
+
+    def _delete_leftovers(self) -> None:
+        """What a crash left, and the tally does not name."""
+        query = "SELECT DISTINCT slot FROM snapshot WHERE slot != ?"
+        for (slot,) in self._open_connection().execute(query, (self._tally.snapshot,)).fetchall():
+            for _ in delete_pieces(self._transaction, slot):
+                pass
+        for _ in self._delete_entries():
+            pass
 
     def set_aside(self) -> str:
         """See `IAcceptorStorage`. A journal goes with its database: it may be half of what it holds."""
@@ -384,11 +317,12 @@ class SqliteBackend:
     def _store(
         self, records: Sequence[LogRecord], promised: ProposalID, identity: Identity | None, chosen_upto: int
     ) -> None:
-        rows = {record.slot: entry_row(record) for record in records}
+        # For what is below its start, a snapshot stands.
+        rows = {record.slot: entry_row(record) for record in records if record.slot >= self.log_start}
         added = sum(not self._index.get(slot) for slot in rows)
         # Slots that are new in this very transaction count from the next one on: the tally may lag.
         upto = max(self._tally.chosen_upto, min(chosen_upto, self._index.contiguous_upto))
-        tally = Tally(self._tally.rows + added, upto)
+        tally = replace(self._tally, rows=self._tally.rows + added, chosen_upto=upto)
         changed: dict[str, object] = {}
         if promised != self._promised:
             changed["promise"] = promised
@@ -403,9 +337,10 @@ class SqliteBackend:
             for name, value in changed.items():
                 self._save(transaction, name, value)
         self._promised, self._tally = promised, tally
-        for slot in rows:
-            self._index.put(slot, 1)
-        self.log_bytes = os.path.getsize(self.path)
+        for slot, row in rows.items():
+            size_bytes = len(row[4])
+            self.log_bytes += size_bytes - max(self._index.get(slot) - 1, 0)
+            self._index.put(slot, size_bytes + 1)
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -424,7 +359,7 @@ class SqliteBackend:
 
     def _save(self, connection: sqlite3.Connection, name: str, value: object) -> None:
         serial = self._serials[name] = self._serials.get(name, 0) + 1
-        payload = _encode(value)
+        payload = encode_object(value)
         row = (name, serial, payload, object_crc(name, serial, payload))
         for table in ("object_0", "object_1"):
             connection.execute(f"INSERT OR REPLACE INTO {table} VALUES (?, ?, ?, ?)", row)
@@ -432,6 +367,8 @@ class SqliteBackend:
     def read(self, from_slot: int, upto_slot: int, limit_bytes: int) -> list[SlotEntry]:
         """See `IStorageBackend`."""
         found: list[SlotEntry] = []
+        if from_slot < self.log_start:
+            return found
         try:
             for row in scan_rows(self._open_connection(), from_slot - 1, step=100):
                 slot, _, number, uid, value, _ = row
@@ -447,6 +384,68 @@ class SqliteBackend:
         if len(found) == 0 and from_slot <= upto_slot and self._index.get(from_slot):
             raise StorageDamaged(f"{self.path}: the row of slot {from_slot} is missing")
         return found
+
+    @property
+    def log_start(self) -> int:
+        """See `ISnapshotBackend`."""
+        return self._tally.start
+
+    def draft(self, slot: int) -> SqliteSnapshot:
+        """See `ISnapshotBackend`."""
+        return SqliteSnapshot(self.path, self._transaction, slot)
+
+    def adopt(self, sink: SqliteSnapshot, chosen_upto: int) -> SnapshotInfo:
+        """See `ISnapshotBackend`."""
+        info = sink.info
+        stored_upto = min(chosen_upto, self._index.contiguous_upto)
+        start = self.log_start if info.slot <= stored_upto else info.slot + 1
+        self._save_tally(
+            replace(
+                self._tally,
+                start=start,
+                snapshot=info.slot,
+                pieces=info.pieces,
+                size_bytes=info.size_bytes,
+                chosen_upto=max(self._tally.chosen_upto, info.slot),
+            )
+        )
+        self._index.begin_at(start)
+        self.snapshot = info
+        return info
+
+    def _save_tally(self, tally: Tally) -> None:
+        with self._transaction() as transaction:
+            self._save(transaction, "tally", tally)
+        self._tally = tally
+
+    def read_piece(self, slot: int, number: int) -> bytes:
+        """See `ISnapshotBackend`."""
+        return read_piece(self.path, self._open_connection(), slot, number)
+
+    def drop_snapshot(self, slot: int) -> Iterator[None]:
+        """See `ISnapshotBackend`."""
+        return delete_pieces(self._transaction, slot)
+
+    def compact(self, upto_slot: int) -> Iterator[None]:
+        """See `ISnapshotBackend`: exactly; the room is used again, the file does not shrink."""
+        assert upto_slot <= self._tally.snapshot, "no slot is let go that no snapshot stands for"
+        if upto_slot >= self.log_start:
+            self._save_tally(replace(self._tally, start=upto_slot + 1))
+            self._index.begin_at(upto_slot + 1)
+        yield from self._delete_entries()
+
+    def _delete_entries(self) -> Iterator[None]:
+        """Delete void rows, a few at a time."""
+        query = "SELECT slot, LENGTH(value) FROM entry WHERE slot < ? ORDER BY slot LIMIT ?"
+        connection = self._open_connection()
+        while rows := connection.execute(query, (self.log_start, DELETE_ROWS)).fetchall():
+            tally = replace(self._tally, rows=self._tally.rows - len(rows))
+            with self._transaction() as transaction:
+                transaction.execute("DELETE FROM entry WHERE slot <= ?", (rows[-1][0],))
+                self._save(transaction, "tally", tally)
+            self._tally = tally
+            self.log_bytes -= sum(size_bytes for _, size_bytes in rows)
+            yield
 
     def upkeep(self) -> str:
         """See `IStorageBackend`: never anything to do."""
@@ -487,7 +486,7 @@ def _open_error(path: str, error: sqlite3.DatabaseError | StorageDamaged) -> Sto
 
 
 class SqliteStorage(QueuedStorage):
-    """``sqlite:PATH`` as `IAcceptorStorage`.
+    """``sqlite:PATH`` as `IAcceptorStorage` and `ISnapshotStorage`.
 
     Args:
         path: the database's file; a relative one is resolved by `recover`.

@@ -1,7 +1,8 @@
 """``file:DIR``: a directory with a segmented write-ahead log, identity and promise.
 
-The directory holds ``lock``, ``identity.0``, ``identity.1``, ``promise.0``, ``promise.1`` (`durable`)
-and the log's segments ``log-<16 hex digits>.wal`` (`log`, `recovery`, `format`).
+The directory holds ``lock``; two copies each of identity, promise and base (`durable`: ``identity.0``,
+``identity.1``, ...); at most one complete snapshot, ``snapshot-<16 hex digits>`` (`snapshotfile`); and the
+log's segments ``log-<16 hex digits>.wal`` (`log`, `recovery`, `format`).
 
 One group commit does this, in this order:
 
@@ -13,13 +14,17 @@ One group commit does this, in this order:
 
 Promises come before records that were given earlier in the same group. That is safe: nothing of the
 group was reported yet, and a promise alone forbids, it permits nothing.
+
+A snapshot counts from the moment at which ``base`` names it: its file is complete and has its name by
+then, and nothing that it stands for is removed before. Compaction saves in ``base`` where the log will
+begin, then removes segments. Whatever ``base`` does not name is a leftover, and goes at the next start.
 """
 
 from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -30,13 +35,13 @@ from zope.interface import implementer
 from twisted_paxos.core.ballot import NO_BALLOT, ProposalID
 from twisted_paxos.core.messages import Entry, SlotEntry
 from twisted_paxos.core.records import Identity, Recovered
-from twisted_paxos.errors import StorageDamaged, StorageError, StorageFull
+from twisted_paxos.errors import StorageDamaged, StorageError, StorageForeign, StorageFull
 from twisted_paxos.interfaces import IDiskExecutor
 from twisted_paxos.storage.disk import LOCK_NAME, IDisk, is_full, reason
 from twisted_paxos.storage.durable import DurableObjectHandler, choose_copy, read_copies
+from twisted_paxos.storage.format import segment_id
 from twisted_paxos.storage.log import SEGMENT_BYTES, Plan, SegmentedLog, create_files, open_log
 from twisted_paxos.storage.queued import (
-    ForeignStorage,
     IStorageBackend,
     PromiseRule,
     QueuedStorage,
@@ -45,11 +50,15 @@ from twisted_paxos.storage.queued import (
     last_identity,
     log_records,
 )
-from twisted_paxos.storage.recovery import Floor
+from twisted_paxos.storage.recovery import Floor, LogBase
+from twisted_paxos.storage.snapshot import SnapshotInfo
+from twisted_paxos.storage.snapshotfile import SnapshotFile, SnapshotFiles
 
 log = Logger()
 
-_OURS = re.compile(r"(identity|promise)\.[01]|(log|next)-[0-9a-f]{16}\.wal")
+_OURS = re.compile(
+    r"(identity|promise|base)\.[01]|(log|next)-[0-9a-f]{16}\.wal|snapshot-[0-9a-f]{16}(\.tmp)?"
+)
 
 
 class StoredIdentity(Struct, frozen=True):
@@ -76,6 +85,11 @@ def promise_object(disk: IDisk) -> DurableObjectHandler[StoredPromise]:
     return DurableObjectHandler(disk, "promise", StoredPromise)
 
 
+def base_object(disk: IDisk) -> DurableObjectHandler[LogBase]:
+    """Where the log begins, in a directory."""
+    return DurableObjectHandler(disk, "base", LogBase)
+
+
 @implementer(IStorageBackend)
 class FileBackend:
     """The blocking half of `FileStorage`.
@@ -89,11 +103,15 @@ class FileBackend:
     def __init__(self, disk: IDisk, uid: str, segment_bytes: int = SEGMENT_BYTES) -> None:
         self.log_bytes = 0
         self.wants_upkeep = False
+        self.snapshot: SnapshotInfo | None = None
         self._disk = disk
         self._uid = uid
         self._segment_bytes = segment_bytes
         self._identity = identity_object(disk)
         self._promise = promise_object(disk)
+        self._base_object = base_object(disk)
+        self._base = LogBase()
+        self._snapshots = SnapshotFiles(disk)
         self._promised = NO_BALLOT
         self._rule = PromiseRule(NO_BALLOT)
         self._log: SegmentedLog
@@ -128,6 +146,7 @@ class FileBackend:
         files = {LOCK_NAME: b""}
         files |= self._identity.initial_files(StoredIdentity(identity, Floor()))
         files |= self._promise.initial_files(StoredPromise(NO_BALLOT, Floor()))
+        files |= self._base_object.initial_files(LogBase())
         files |= create_files(self._segment_bytes)
         try:
             self._disk.format(files)
@@ -145,13 +164,15 @@ class FileBackend:
         stored = self._identity.load()
         try:
             check_identity(stored.identity, self._uid, cluster, self._disk.path)
-        except ForeignStorage as error:
+        except StorageForeign as error:
             self._foreign = str(error)
             raise
         promise = self._promise.load()
         promised = promise.ballot
         floor = max(stored.log, promise.log)
-        self._log, dropped_bytes = open_log(self._disk, promised, floor, self._segment_bytes)
+        base = self._base_object.load()
+        self._log, dropped_bytes = open_log(self._disk, promised, floor, base, self._segment_bytes)
+        self._base = self._open_snapshot(base)
         if dropped_bytes:
             log.info(
                 "{path}: dropped {dropped} bytes of a write that a crash cut short; nobody was told of it",
@@ -164,14 +185,41 @@ class FileBackend:
         self.log_bytes = self._log.used_bytes
         identity = replace(stored.identity, boot=stored.identity.boot + 1)
         self._identity.save(StoredIdentity(identity, self._log.floor))
+        self._base_object.save(self._base)
+        self._remove_leftovers()
         return Recovered(
             identity=identity,
             promised=promised,
             chosen_upto=self._log.chosen_upto,
-            log_start=self._log.index.first_slot,
+            log_start=self.log_start,
             entries=self._entries(),
             fresh=fresh,
+            snapshot_slot=self._base.snapshot,
         )
+
+    def _open_snapshot(self, base: LogBase) -> LogBase:
+        """The snapshot that counts must be good, unless the log still has all that it stands for."""
+        self.snapshot = None
+        if not base.snapshot:
+            return base
+        try:
+            self.snapshot = self._snapshots.open(base.snapshot)
+        except StorageDamaged as error:
+            if base.start > 1:
+                raise
+            log.warn("{error}; it is dropped: the log still has everything", error=str(error))
+            return replace(base, snapshot=0)
+        return base
+
+    def _remove_leftovers(self) -> None:
+        """What a crash left, and nothing names."""
+        removed = self._snapshots.remove_leftovers(self._base.snapshot)
+        for name in self._disk.names():
+            if 0 < segment_id(name) < self._base.segment:
+                self._disk.remove(name)
+                removed = True
+        if removed:
+            self._disk.sync_dir()
 
     def _entries(self) -> dict[int, Entry]:
         slots = self._log.index.above(self._log.chosen_upto)
@@ -242,6 +290,51 @@ class FileBackend:
         """See `IStorageBackend`."""
         return self._log.read(range(from_slot, upto_slot + 1), limit_bytes)
 
+    @property
+    def log_start(self) -> int:
+        """See `ISnapshotBackend`."""
+        return self._log.index.first_slot
+
+    def draft(self, slot: int) -> SnapshotFile:
+        """See `ISnapshotBackend`."""
+        return SnapshotFile(self._disk, slot)
+
+    def adopt(self, sink: SnapshotFile, chosen_upto: int) -> SnapshotInfo:
+        """See `ISnapshotBackend`."""
+        sink.publish()
+        stored_upto = min(chosen_upto, self._log.index.contiguous_upto)
+        start = self.log_start if sink.slot <= stored_upto else sink.slot + 1
+        self._save_base(replace(self._base, start=start, snapshot=sink.slot))
+        self._log.begin_at(start)
+        self.snapshot = self._snapshots.adopt(sink)
+        return self.snapshot
+
+    def _save_base(self, base: LogBase) -> None:
+        self._base_object.save(base)
+        self._base = base
+
+    def read_piece(self, slot: int, number: int) -> bytes:
+        """See `ISnapshotBackend`."""
+        return self._snapshots.read(slot, number)
+
+    def drop_snapshot(self, slot: int) -> Iterator[None]:
+        """See `ISnapshotBackend`."""
+        return self._snapshots.drop(slot)
+
+    def compact(self, upto_slot: int) -> Iterator[None]:
+        """See `ISnapshotBackend`: whole segments."""
+        assert upto_slot <= self._base.snapshot, "no slot is let go that no snapshot stands for"
+        count, start = self._log.passed(upto_slot)
+        if not count:
+            return
+        first = self._log.segment(count)
+        self._save_base(replace(self._base, segment=first.id, sequence=first.first_sequence, start=start))
+        for name in self._log.drop(count, start):
+            yield
+            self._disk.remove(name)
+        self.log_bytes = self._log.used_bytes
+        self._disk.sync_dir()
+
     def upkeep(self) -> str:
         """Reserve the next segment ahead; see `IStorageBackend`."""
         reserved = self._log.reserve_ahead()
@@ -260,7 +353,7 @@ class FileBackend:
 
 
 class FileStorage(QueuedStorage):
-    """``file:DIR`` as `IAcceptorStorage`.
+    """``file:DIR`` as `IAcceptorStorage` and `ISnapshotStorage`.
 
     Args:
         disk: the directory, real or simulated.

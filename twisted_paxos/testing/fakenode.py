@@ -25,6 +25,7 @@ class FakeNode:
         entries: the log, from slot 1.
         seen: per session the results of what was applied, by sequence number.
         refuse: what `submit` raises next, when not None; it then takes nothing.
+        leader_works: what its status says.
         hold: when set, `submit` keeps the commands in ``held`` until `release`.
         forgotten: the sinks that were taken back.
     """
@@ -35,6 +36,7 @@ class FakeNode:
         self.seen: dict[str, dict[int, Result]] = {}
         self.refuse: Exception | None = None
         self.hold = False
+        self.leader_works = True
         self.held: list[tuple[Sequence[Command], IResultSink]] = []
         self.submitted: list[Command] = []
         self.forgotten: list[IResultSink] = []
@@ -92,7 +94,15 @@ class FakeNode:
         ballot = ProposalID(1, self.uid)
         slots = len(self.entries)
         return NodeStatus(
-            self.uid, "leader", self.uid, ballot, ballot, chosen_upto=slots, applied=slots, storage="memory:"
+            self.uid,
+            "leader",
+            self.uid,
+            ballot,
+            ballot,
+            chosen_upto=slots,
+            applied=slots,
+            storage="memory:",
+            leader_works=self.leader_works,
         )
 
     def read_log(self, from_slot: int, limit_bytes: int) -> Deferred[list[SlotEntry]]:

@@ -16,12 +16,14 @@ from functools import partial
 from random import Random
 from typing import Any, Final
 
-from twisted_paxos.errors import PaxosError
-from twisted_paxos.storage.disk import LOCK_NAME
-from twisted_paxos.storage.format import segment_id
-from twisted_paxos.storage.recovery import Floor, examine
 from twisted_paxos.core.ballot import ProposalID
 from twisted_paxos.core.limits import NUMBER_MAX
+from twisted_paxos.errors import PaxosError, StorageError
+from twisted_paxos.storage.disk import LOCK_NAME
+from twisted_paxos.storage.durable import choose_copy, read_copies
+from twisted_paxos.storage.format import segment_id
+from twisted_paxos.storage.recovery import Floor, examine
+from twisted_paxos.storage.wal import identity_object
 from twisted_paxos.testing.cluster import SimulatedCluster, SimulatedNode
 from twisted_paxos.testing.schedule import CLASSES, Fault, Schedule
 from twisted_paxos.testing.storage import SECTOR_BYTES
@@ -387,10 +389,6 @@ class Injector:
     @staticmethod
     def _identity(node: SimulatedNode) -> tuple[str, int] | None:
         """Incarnation and start of what is on a stopped node's disk, if it can be told."""
-        from twisted_paxos.errors import StorageError
-        from twisted_paxos.storage.durable import choose_copy, read_copies
-        from twisted_paxos.storage.wal import identity_object
-
         try:
             copy = choose_copy(node.disk.path, read_copies(node.disk, "identity"))
             identity = identity_object(node.disk).decode(copy).identity

@@ -65,6 +65,8 @@ class Sizes(NamedTuple):
         key: whether messages are authenticated.
         observers: nodes without a vote.
         sync_s: how long a sync takes.
+        snapshot_slots, snapshot_log_bytes: after how many slots, or bytes of log, a snapshot is made.
+        keep_slots: how many slots below a snapshot stay in the log.
     """
 
     limits: dict[str, int]
@@ -75,6 +77,9 @@ class Sizes(NamedTuple):
     key: bool
     observers: int
     sync_s: float
+    snapshot_slots: int
+    snapshot_log_bytes: int
+    keep_slots: int
 
 
 class Schedule(NamedTuple):
@@ -166,6 +171,9 @@ def draw_sizes(random: Random) -> Sizes:
         key=random.random() < 0.3,
         observers=int(random.random() < 0.2),
         sync_s=random.choice((0.0, 0.000_5, 0.000_5, 0.005, 0.03)),
+        snapshot_slots=some(10_000, 3, 10, 40),
+        snapshot_log_bytes=some(64 << 20, 2_000, 20_000),
+        keep_slots=some(1_000, 0, 1, 10),
     )
 
 

@@ -109,8 +109,10 @@ class Witness:
     def delivered(self, life: Life, message: Any) -> None:
         """A message reached a node: after a higher ballot it sends nothing more under its own."""
         ballots = [NO_BALLOT]
-        if isinstance(message, Accepted):
+        if isinstance(message, (Prepare, Accept, Accepted)):
             ballots.append(message.ballot)
+        elif isinstance(message, (Heartbeat, HeartbeatReply)) and message.status.leading:
+            ballots.append(message.status.ballot)
         elif isinstance(message, Nack) and message.ballot.uid == life[0]:
             ballots.append(message.promised)
         elif isinstance(message, Chosen):

@@ -1,0 +1,323 @@
+"""One simulated run of a whole cluster of real nodes: faults, then none, then the final checks."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from random import Random
+from typing import Any, Final, NamedTuple
+from unittest import mock
+
+from twisted_paxos import applier, snapshots
+from twisted_paxos.core import limits
+from twisted_paxos.core.messages import Accept, Chosen, Promise
+from twisted_paxos.snapshots import Policy
+from twisted_paxos.testing.checks import Checks, LogWatch
+from twisted_paxos.testing.clock import SAME_MOMENT_MAX_EVENTS
+from twisted_paxos.testing.cluster import SimulatedCluster, SimulatedNode
+from twisted_paxos.testing.faults import Injector
+from twisted_paxos.testing.schedule import Schedule
+from twisted_paxos.testing.taps import Taps
+from twisted_paxos.testing.workload import Workload
+
+HEAL_MAX_S: Final = 12.0
+"""After faults end: so long until writes are acknowledged again and every voter votes."""
+
+SETTLE_MAX_S: Final = 8.0
+"""After the clients end: so long until every node has applied the same."""
+
+TRACE_MAX_LINES: Final = 200_000
+"""The last lines of a trace that are kept."""
+
+
+class Outcome(NamedTuple):
+    """What came of a run.
+
+    Attributes:
+        seed: which.
+        check: the check that failed; empty when none did.
+        what: what it found.
+        digest: of everything that happened: equal for equal runs.
+        simulated_s, events: how much happened.
+        writes, reads: operations that were acknowledged.
+        trace: lines for people, when asked for.
+    """
+
+    seed: int
+    check: str
+    what: str
+    digest: str
+    simulated_s: float
+    events: int
+    writes: int
+    reads: int
+    trace: tuple[str, ...] = ()
+
+
+class Trace:
+    """What happened, as lines and as a digest.
+
+    Args:
+        cluster: for the time.
+        keep: keep the lines.
+    """
+
+    def __init__(self, cluster: SimulatedCluster, keep: bool) -> None:
+        self._clock = cluster.clock
+        self._digest = hashlib.blake2b(digest_size=16)
+        self._keep = keep
+        self.lines: deque[str] = deque(maxlen=TRACE_MAX_LINES)
+
+    def tell(self, line: str) -> None:
+        """Something other than a message."""
+        line = f"{self._clock.now_s:10.6f}  {line}"
+        self._digest.update(line.encode())
+        if self._keep:
+            self.lines.append(line)
+
+    def sent(self, uid: str, to: Sequence[str], message: Any) -> None:
+        """A message leaves a node."""
+        self._digest.update(f"{self._clock.now_s}{uid}{type(message).__name__}".encode())
+        if self._keep:
+            self.tell(f"{uid} > {','.join(to):<6} {summary(message)}")
+
+    @property
+    def digest(self) -> str:
+        """Of everything so far."""
+        return self._digest.hexdigest()
+
+
+def summary(message: Any) -> str:
+    """A message in one line, values left out."""
+    if isinstance(message, Accept):
+        size = len(message.value)
+        return f"Accept {message.ballot} slot {message.slot} ({size} bytes) chosen {message.chosen_upto}"
+    if isinstance(message, Promise):
+        slots = [f"{entry.slot}@{entry.ballot}" for entry in message.accepted]
+        part = f"{message.part + 1}/{message.parts}"
+        return f"Promise {message.ballot} {part} chosen {message.chosen_upto} accepted {' '.join(slots)}"
+    if isinstance(message, Chosen):
+        slots = [f"{entry.slot}@{entry.ballot}" for entry in message.entries]
+        return f"Chosen {' '.join(slots)} of {message.chosen_upto} from {message.log_start}"
+    return repr(message)[:200]
+
+
+class Run:
+    """A run of ``schedule``.
+
+    Args:
+        schedule: what happens.
+        keep_trace: keep readable lines.
+    """
+
+    def __init__(self, schedule: Schedule, keep_trace: bool = False) -> None:
+        sizes = schedule.sizes
+        self.schedule = schedule
+        self._random = Random(f"run {schedule.seed}")
+        key = b"simulated cluster key" if sizes.key else None
+        self.cluster = SimulatedCluster(
+            Random(f"cluster {schedule.seed}"),
+            schedule.size,
+            key,
+            sizes.observers,
+            sizes.segment_bytes,
+            sizes.datagram_max_bytes,
+        )
+        self.trace = Trace(self.cluster, keep_trace)
+        self.workload = Workload(self.cluster, self._random, sizes.value_max_bytes)
+        self.checks = Checks(schedule.size, self.cluster.nodes, self.workload.sent, self._may_stop)
+        self.injector = Injector(
+            self.cluster,
+            schedule,
+            self.trace.tell,
+            lambda uid: self.checks.disks[uid].highest,
+            self._older_copy,
+        )
+        policy = Policy(sizes.snapshot_slots, sizes.snapshot_log_bytes)
+        self.taps = Taps(self.cluster, self.checks, self.trace.sent, self.injector.applied, policy)
+        self.cluster.on_stop.append(self._stopped)
+        for node in self.cluster.nodes.values():
+            node.sync_s = sizes.sync_s
+
+    def _may_stop(self, uid: str) -> bool:
+        return bool(self.injector.nodes[uid].excuses)
+
+    def _older_copy(self, uid: str) -> None:
+        self.checks.disks[uid].older_copy = True
+
+    def _stopped(self, node: SimulatedNode) -> None:
+        self.checks.stopped(node.uid, node.stopped_with)
+
+    def run(self) -> Outcome:
+        """All of it."""
+        with ExitStack() as stack:
+            stack.enter_context(LogWatch(self.checks.report))
+            stack.enter_context(patched_sizes(self.schedule))
+            stack.enter_context(self.taps.attached())
+            stack.enter_context(without_gc())
+            self._all_phases()
+        return self._outcome()
+
+    def _all_phases(self) -> None:
+        self.injector.arm()
+        self.workload.start()
+        if not self._advance(self.schedule.faulty_s):
+            return
+        self.injector.heal()
+        self.trace.tell("everything heals")
+        if not self._progresses():
+            return
+        self._power_loss()
+        if self._agree("after the power loss of all nodes"):
+            self._read_logs()
+            self.checks.compare_states(
+                (self.taps.lives[uid], node.node.state)
+                for uid, node in self.cluster.nodes.items()
+                if node.node is not None
+            )
+            self.checks.finish(self.workload.ops)
+
+    # -- time
+
+    def _advance(self, seconds: float) -> bool:
+        """Let time pass; False when a check failed."""
+        until_s = self.cluster.clock.now_s + seconds
+        self._run_until(lambda: False, until_s)
+        return self.checks.violation is None
+
+    def _run_until(self, done: Any, until_s: float) -> bool:
+        """Let time pass until ``done()``; False when it is not by then, or a check failed."""
+        clock, checks = self.cluster.clock, self.checks
+        moment_s, count = clock.now_s, 0
+        try:
+            while checks.violation is None and not done():
+                if not clock.step(until_s):
+                    clock.now_s = until_s
+                    return bool(done())
+                count = count + 1 if clock.now_s == moment_s else 0
+                moment_s = clock.now_s
+                if count > SAME_MOMENT_MAX_EVENTS // 10:
+                    checks.report("progress", f"an endless loop at {moment_s} s")
+        except Exception as error:
+            checks.report("exception", f"{type(error).__name__}: {error}")
+        return checks.violation is None
+
+    # -- after the faults
+
+    def _progresses(self) -> bool:
+        """Writes are acknowledged again, every voter votes, and then all nodes apply the same."""
+        clock = self.cluster.clock
+        healed_s = clock.now_s
+        before = len(self.workload.ops)
+
+        def alive() -> bool:
+            done = any(op.outcome == "done" and not op.is_read for op in self.workload.ops[before:])
+            return done and all(self._votes(uid) for uid in self.cluster.voters)
+
+        if not self._run_until(alive, healed_s + HEAL_MAX_S):
+            self._no_progress("no write was acknowledged, or not every voter votes")
+            return False
+        self.workload.running = False
+        return self._agree("after the faults")
+
+    def _votes(self, uid: str) -> bool:
+        node = self.cluster.nodes[uid].node
+        return node is not None and node.running and node.replica.acceptor.votes
+
+    def _agree(self, when: str) -> bool:
+        """Every node applies the same slots, and no operation is without its outcome."""
+
+        def settled() -> bool:
+            nodes = [node.node for node in self.cluster.nodes.values()]
+            if any(node is None or not node.running for node in nodes):
+                return False
+            applied = {node.applier.applied_upto for node in nodes if node is not None}
+            return applied == {self.checks.witness.chosen_upto} and not self.workload.open_ops()
+
+        if self._run_until(settled, self.cluster.clock.now_s + SETTLE_MAX_S):
+            return True
+        self._no_progress(f"not all nodes have applied the same {when}")
+        return False
+
+    def _no_progress(self, what: str) -> None:
+        states = []
+        for uid, node in self.cluster.nodes.items():
+            if node.node is None:
+                states.append(f"{uid} is down ({node.stopped_with})")
+                continue
+            status: Any = node.node.status()
+            states.append(
+                f"{uid} {status.role} of {status.ballot}, chosen {status.chosen_upto}, applied {status.applied}"
+            )
+        open_ops = ", ".join(map(str, self.workload.open_ops()[:3]))
+        chosen = self.checks.witness.chosen_upto
+        self.checks.report("progress", f"{what}: {'; '.join(states)}; truly chosen: {chosen}; {open_ops}")
+
+    def _power_loss(self) -> None:
+        """All nodes at once lose what they had not synced, and start again."""
+        self.trace.tell("all nodes lose power")
+        for node in self.cluster.nodes.values():
+            node.crash(power_loss=True)
+        for uid in self.cluster.nodes:
+            self.injector.start(uid)
+
+    def _read_logs(self) -> None:
+        """Read back every node's log; `OneValue` looks at what comes."""
+        for uid, node in self.cluster.nodes.items():
+            if node.node is None:
+                continue
+            slot = node.node.replica.log.log_start
+            while slot <= node.node.performer.stored_upto:
+                entries: list[Any] = []
+                reading = node.node.read_log(slot, 1 << 20)
+                reading.addBoth(entries.append)
+                self._run_until(lambda entries=entries: bool(entries), self.cluster.clock.now_s + 5.0)
+                if not entries or not isinstance(entries[0], list) or not entries[0]:
+                    self.checks.report("one value", f"{uid} cannot read its slot {slot}: {entries}")
+                    return
+                slot = entries[0][-1].slot + 1
+
+    def _outcome(self) -> Outcome:
+        check, what = self.checks.violation or ("", "")
+        if check:
+            self.trace.tell(f"VIOLATION {check}: {what}")
+        done = [op for op in self.workload.ops if op.outcome == "done"]
+        reads = sum(op.is_read for op in done)
+        clock = self.cluster.clock
+        return Outcome(
+            self.schedule.seed,
+            check,
+            what,
+            self.trace.digest,
+            clock.now_s,
+            clock.events,
+            len(done) - reads,
+            reads,
+            tuple(self.trace.lines),
+        )
+
+
+@contextmanager
+def patched_sizes(schedule: Schedule) -> Iterator[None]:
+    """The limits of a run, for as long as it lasts."""
+    sizes = schedule.sizes
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.multiple(limits, **sizes.limits))
+        stack.enter_context(mock.patch.multiple(applier, **sizes.applier))
+        stack.enter_context(mock.patch.object(snapshots, "KEEP_SLOTS", sizes.keep_slots))
+        yield
+
+
+@contextmanager
+def without_gc() -> Iterator[None]:
+    """A run is short: garbage is collected after it, at a point where that can be checked as well."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

@@ -1,0 +1,133 @@
+"""Listens in on the nodes of a `SimulatedCluster`: their storage, their messages, what they apply.
+
+The production code has no hooks for this; attributes of its objects are wrapped here, one object
+at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+from twisted_paxos.core.messages import Command, Sender, SlotEntry
+from twisted_paxos.core.records import Record, Recovered
+from twisted_paxos.node import PersistentPaxosNode
+from twisted_paxos.snapshots import Policy
+from twisted_paxos.testing.checks import Checks
+from twisted_paxos.testing.cluster import SimulatedCluster, SimulatedNode
+from twisted_paxos.testing.registers import Registers
+from twisted_paxos.testing.witness import Life
+
+
+class Taps:
+    """Tells `Checks` what every node does.
+
+    Args:
+        cluster: whose nodes.
+        checks: told.
+        trace: told (node, what, to, message) for each message sent.
+        applied: told the id of a node that applied a slot.
+        policy: when nodes make snapshots.
+    """
+
+    def __init__(
+        self,
+        cluster: SimulatedCluster,
+        checks: Checks,
+        trace: Callable[[str, Sequence[str], Any], None],
+        applied: Callable[[str], None],
+        policy: Policy,
+    ) -> None:
+        self._checks = checks
+        self._trace = trace
+        self._applied = applied
+        self._policy = policy
+        self._starts = dict.fromkeys(cluster.nodes, 0)
+        self.lives: dict[str, Life] = {}
+        cluster.on_storage.append(self._storage_made)
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """While this lasts, every node that starts is listened to."""
+        start = PersistentPaxosNode.startService
+        taps = self
+
+        def start_service(node: PersistentPaxosNode) -> None:
+            node._machine, node._snapshot_policy = Registers, taps._policy
+            start(node)
+            taps._node_started(node)
+
+        with mock.patch.object(PersistentPaxosNode, "startService", start_service):
+            yield
+
+    # -- storage
+
+    def _storage_made(self, node: SimulatedNode, storage: Any) -> None:
+        checks, uid = self._checks, node.uid
+        recover, write, read = storage.recover, storage.write, storage.read_chosen
+        incarnation = ""
+
+        def recover_and_tell(fresh: str, cluster: str, lost: bool = False) -> Recovered:
+            nonlocal incarnation
+            recovered = recover(fresh, cluster, lost)
+            incarnation = recovered.identity.incarnation
+            self._starts[uid] += 1
+            self.lives[uid] = (uid, self._starts[uid])
+            checks.recovered(self.lives[uid], recovered)
+            return recovered
+
+        def write_and_tell(records: Sequence[Record]) -> Any:
+            written = write(records)
+            written.addCallback(lambda _: checks.written(uid, incarnation, records))
+            return written
+
+        def read_and_tell(from_slot: int, upto_slot: int, limit_bytes: int) -> Any:
+            def tell(entries: list[SlotEntry]) -> list[SlotEntry]:
+                checks.stored_read(uid, entries)
+                return entries
+
+            return read(from_slot, upto_slot, limit_bytes).addCallback(tell)
+
+        storage.recover, storage.write, storage.read_chosen = recover_and_tell, write_and_tell, read_and_tell
+
+    # -- nodes
+
+    def _node_started(self, node: PersistentPaxosNode) -> None:
+        life = self.lives[node.uid]
+        replica: Any = node.replica
+        messenger: Any = node.messenger
+        performer: Any = node.performer
+        receive, send, apply = replica.receive, messenger.send, performer._apply
+        checks, trace = self._checks, self._trace
+
+        def receive_and_tell(sender: Sender, message: Any, now_s: float) -> Any:
+            if _listens_to(replica, sender):
+                checks.delivered(life, message)
+            return receive(sender, message, now_s)
+
+        def send_and_tell(uids: Sequence[str], message: Any) -> None:
+            checks.sent(life, message)
+            trace(life[0], uids, message)
+            send(uids, message)
+
+        def apply_and_tell(entries: Sequence[SlotEntry]) -> None:
+            checks.chosen(life[0], entries)
+            apply(entries)
+
+        def applied(slot: int, ballot: Any, commands: Sequence[Command]) -> None:
+            checks.applied(life, slot, commands, node.state)
+            self._applied(life[0])
+
+        replica.receive, messenger.send, performer._apply = receive_and_tell, send_and_tell, apply_and_tell
+        node.applier.listeners.append(applied)
+
+
+def _listens_to(replica: Any, sender: Sender) -> bool:
+    """Whether a node takes messages of this start of the sender; see `Formation.admit`."""
+    formation = replica.formation
+    if sender.uid == formation.me.uid:
+        return sender == formation.me
+    start = formation._recorded.get(sender.incarnation)
+    return not formation.membership.is_member(sender) or start == (sender.boot, sender.boot_id)
