@@ -366,7 +366,7 @@ class PersistentPaxosNode(Service):
         except Exception:
             self._fail(Failure())
             return Effects()
-        if self.replica.proposer.has_queue:
+        if self.replica.proposer.can_propose:
             self._plan_flush()
         return effects
 
@@ -525,7 +525,7 @@ class PersistentPaxosNode(Service):
             uid=self.uid,
             role=replica.role(),
             leader=replica.leader.uid,
-            leader_works=replica.leader_works(now_s),
+            leader_works=replica.serves(now_s),
             ballot=replica.leader,
             promised=replica.acceptor.promised,
             chosen_upto=replica.log.chosen_upto,

@@ -6,7 +6,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.core.transcript import MEMBERS, ballot, steady
 from twisted_paxos.core.ballot import NO_BALLOT
-from twisted_paxos.core.election import LEADER_SILENT_HEARTBEATS, MAJORITY_SILENT_HEARTBEATS, Election
+from twisted_paxos.core.election import LEADER_SILENT_HEARTBEATS, MAJORITY_SILENT_HEARTBEATS, Election, TakeOver
 from twisted_paxos.core.messages import Status
 from twisted_paxos.core.quorum import Membership
 
@@ -38,7 +38,7 @@ class ElectionTests(SynchronousTestCase):
 
     def wants(self, now_s: float) -> bool:
         """Whether A should take over."""
-        return self.election.should_take_over(NO_BALLOT, now_s)
+        return self.election.take_over(NO_BALLOT, now_s) is not TakeOver.NO
 
     def test_listensFirst(self) -> None:
         """A node that has just started takes nothing over."""

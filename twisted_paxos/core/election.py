@@ -21,7 +21,7 @@ from twisted_paxos.core.quorum import Membership
 LEADER_SILENT_HEARTBEATS = 2.5
 """A leader that was not heard for this long does not work for this node (any more)."""
 
-MAJORITY_SILENT_HEARTBEATS = 3
+MAJORITY_SILENT_HEARTBEATS = 4
 """A peer counts as reached while it answered a probe sent within this time."""
 
 TAKE_OVER_HEARTBEATS = 4
@@ -140,9 +140,9 @@ class Election:
 
     # -- what follows from it
 
-    def reached(self, now_s: float) -> set[str]:
+    def reached(self, now_s: float, heartbeats: float = MAJORITY_SILENT_HEARTBEATS) -> set[str]:
         """Ids of the voters that answered lately, this node not included."""
-        since_s = now_s - MAJORITY_SILENT_HEARTBEATS * self.heartbeat_s
+        since_s = now_s - heartbeats * self.heartbeat_s
         return {uid for uid, heard in self._heard.items() if heard.voter and heard.reached_s >= since_s}
 
     def reaches_majority(self, voter: bool, now_s: float) -> bool:

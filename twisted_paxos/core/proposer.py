@@ -327,9 +327,15 @@ class Proposer:
             self._changes.append(replace)
 
     @property
-    def has_queue(self) -> bool:
-        """Whether commands wait that `advance` might propose."""
-        return bool(self._queue)
+    def can_propose(self) -> bool:
+        """Whether commands wait that `advance` would propose now."""
+        return (
+            bool(self._queue)
+            and not self._recovered
+            and len(self._in_flight) < limits.PIPELINE_SLOTS
+            and self._next_slot <= self.log.chosen_upto + limits.ALPHA
+            and self._sets == self.membership.sets
+        )
 
     def applied(self, commands: Sequence[Command]) -> None:
         """These were applied: a repetition is now told apart by the state machine's sessions."""

@@ -50,6 +50,9 @@ OLD_LIFE_SILENT_HEARTBEATS = 5
 
 IDS_PER_BOOT = 1 << 32
 
+SERVES_HEARTBEATS = 2.0
+"""A leader that reached no majority for this long, not yet long enough to give way, says so to clients."""
+
 ADMIT_HEARTBEATS = 5
 """How often a node that was lost asks to be admitted again."""
 
@@ -171,6 +174,13 @@ class Replica:
         if self.proposer.leading:
             return self.election.reaches_majority(self.acceptor.votes, now_s) and not self.disk_stalled(now_s)
         return self.election.leader_works(self.acceptor.promised, now_s)
+
+    def serves(self, now_s: float) -> bool:
+        """Whether clients do well to stay here: a leader must have heard a majority very lately."""
+        if self.proposer.leading:
+            reached = self.election.reached(now_s, SERVES_HEARTBEATS) | {self.settings.uid}
+            return self.membership.is_majority(reached) and not self.disk_stalled(now_s)
+        return self.leader_works(now_s)
 
     def status(self, now_s: float) -> Status:
         """What it says of itself in heartbeats."""

@@ -357,7 +357,7 @@ class Comparison:
     # --------------------------------------------------------------- snapshots
 
     def copy(self) -> None:
-        """Begin a snapshot, or take some pieces of the one under way; when it is whole, check what it gives."""
+        """Begin a snapshot, or take some pieces of the one under way; check it when it is whole."""
         if self._copy is None:
             self._copy = Copy(self._store.snapshot(step=7), self._model.revision)
         copy = self._copy
