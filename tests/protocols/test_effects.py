@@ -317,7 +317,7 @@ class StoredTests(PerformerCase):
         self.assertEqual(self.storage.noted, 0)
 
     def test_lastSlotOfAnIdleCluster(self) -> None:
-        """A slot that is chosen while its own write is under way is stored once that ends, without another."""
+        """A slot chosen while its own write is under way is stored once that ends, without another."""
         self.perform(accept(1))
         self.perform(chosen(entry(1, "1.A", 1)))
         self.storage.finish()

@@ -60,6 +60,10 @@ TAKE_OVER_LIMIT_HEARTBEATS = 4
 """A take-over that is not complete after this long is tried again with a higher ballot."""
 
 
+BEFORE_FORMATION = (Heartbeat, HeartbeatReply, *Formation.takes)
+"""What a node listens to before it knows who founded the cluster."""
+
+
 class ReplicaSettings(NamedTuple):
     """What a replica is told.
 
@@ -208,6 +212,10 @@ class Replica:
             if isinstance(message, Accepted):
                 self._give_way_to(message.ballot)
             return effects
+        if not self.membership.formed and not isinstance(message, BEFORE_FORMATION):
+            # Nothing is learnt before it is known who founded the cluster: a change of members
+            # that passed by would be missed.
+            return effects
         return self._routes[type(message)](sender, message, now_s)
 
     def _give_way_to(self, ballot: ProposalID) -> None:
@@ -286,6 +294,8 @@ class Replica:
             self._give_way_to(status.ballot)
         self.election.heard(sender.uid, status, voter, answers_round, now_s)
         leads = status.ballot if status.leading and voter else None
+        if not self.membership.formed:
+            return Effects()
         chosen = self.learner.on_chosen_upto(sender.uid, status.chosen_upto, leads, now_s)
         effects = self._learned(chosen, now_s)
         effects.add(self.proposer.advance(now_s))

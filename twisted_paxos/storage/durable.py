@@ -66,6 +66,7 @@ class Copy(NamedTuple):
         payload: the object as JSON.
         problem: empty when it is good.
         newer_version: a good copy, of a format that this program does not know.
+        unreadable: the system refused to read it; what it holds may be good.
     """
 
     file: str
@@ -73,6 +74,7 @@ class Copy(NamedTuple):
     payload: bytes = b""
     problem: str = ""
     newer_version: bool = False
+    unreadable: bool = False
 
 
 def encode_copy(name: str, serial: int, payload: bytes) -> bytes:
@@ -112,7 +114,7 @@ def _read_copy(disk: IDisk, name: str, file: str) -> Copy:
     except FileNotFoundError:
         return Copy(file, problem="the file is missing")
     except OSError as error:
-        return Copy(file, problem=f"it cannot be read ({reason(error)})")
+        return Copy(file, problem=f"it cannot be read ({reason(error)})", unreadable=True)
 
 
 def choose_copy(path: str, copies: tuple[Copy, Copy]) -> Copy:
@@ -120,7 +122,7 @@ def choose_copy(path: str, copies: tuple[Copy, Copy]) -> Copy:
 
     Raises:
         StorageDamaged: neither certainly does.
-        StorageError: they are of a newer version of the program.
+        StorageError: they are of a newer version of the program, or cannot be read at present.
     """
     for copy in copies:
         if copy.newer_version:
@@ -130,6 +132,9 @@ def choose_copy(path: str, copies: tuple[Copy, Copy]) -> Copy:
     good = [copy for copy in copies if not copy.problem]
     if not good:
         what = "; ".join(f"{copy.file}: {copy.problem}" for copy in copies)
+        if any(copy.unreadable for copy in copies):
+            # The wrong user, or a disk that fails now, says nothing of what is stored.
+            raise StorageError(f"{path}: neither copy can be used ({what})")
         raise StorageDamaged(f"{path}: both copies are unusable ({what})")
     oldest, newest = sorted((good[0], good[-1]), key=lambda copy: copy.serial)
     if newest.serial - oldest.serial > 1:

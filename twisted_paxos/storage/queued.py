@@ -29,7 +29,7 @@ from twisted_paxos.core.records import (
     SavePromise,
 )
 from twisted_paxos.errors import StorageDamaged, StorageError, StorageFailed, StorageForeign, StorageFull
-from twisted_paxos.interfaces import IAcceptorStorage, IDiskExecutor, ISnapshotStorage
+from twisted_paxos.interfaces import IDiskExecutor, INodeStorage
 from twisted_paxos.storage.disk import reason
 from twisted_paxos.storage.snapshot import ISnapshotBackend, SnapshotReader, Snapshots, SnapshotWriter
 
@@ -141,7 +141,7 @@ class _Write(NamedTuple):
     done: Deferred[None]
 
 
-@implementer(IAcceptorStorage, ISnapshotStorage)
+@implementer(INodeStorage)
 class QueuedStorage:
     """`IAcceptorStorage` and `ISnapshotStorage` over a blocking backend and an executor.
 

@@ -126,7 +126,10 @@ class LogState:
 
 
 def examine(
-    disk: IDisk, promised: ProposalID, floor: Floor, base: LogBase = LogBase()  # noqa: B008 - frozen
+    disk: IDisk,
+    promised: ProposalID,
+    floor: Floor,
+    base: LogBase = LogBase(),  # noqa: B008 - frozen
 ) -> LogState:
     """Read and check the whole log; changes nothing.
 

@@ -7,11 +7,11 @@ that is being read stays until its last reader is closed, also when a newer one 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred, DeferredLock, fail
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import Attribute, Interface, implementer
@@ -67,7 +67,7 @@ class ISnapshotBackend(Interface):
     def draft(slot: int) -> ISnapshotSink:
         """Where a snapshot of ``slot`` is to be written; touches nothing yet, on any thread."""
 
-    def adopt(sink: ISnapshotSink, chosen_upto: int) -> SnapshotInfo:
+    def adopt(sink: Any, chosen_upto: int) -> SnapshotInfo:
         """Make a sealed snapshot the one that counts, in one atomic, durable step; the older one stays.
 
         Where slots are not stored up to it as chosen (``chosen_upto``), it was fetched from a peer: then
@@ -118,7 +118,6 @@ class SnapshotWriter:
 
     async def _finish(self) -> None:
         await self._exclusively(self._sink.seal())
-        self._check()
         self._problem = f"the snapshot of slot {self.slot} is complete"
         await self._owner.adopt(self._sink)
 
@@ -128,7 +127,8 @@ class SnapshotWriter:
             raise ValueError(f"the snapshot of slot {self.slot}: the write before has not ended")
         self._busy = True
         try:
-            await self._owner.run_steps(steps, self._check)
+            await self._owner.change(steps, self._check)
+            self._check()
         except StorageError as error:
             self._problem = self._problem or str(error)
             raise
@@ -197,6 +197,8 @@ class Snapshots:
         self._chosen_upto = chosen_upto
         self._writer: SnapshotWriter | None = None
         self._readers: dict[int, int] = {}
+        # What is given up may be of the same slot as what comes next: it must be gone before.
+        self._drafts = DeferredLock()
 
     def begin(self, slot: int) -> SnapshotWriter:
         """See `ISnapshotStorage.begin_snapshot`.
@@ -229,7 +231,7 @@ class Snapshots:
         newest = self.newest.slot if self.newest else 0
         if upto_slot > newest:
             raise ValueError(f"no compaction up to slot {upto_slot}: the newest snapshot is of slot {newest}")
-        await self.run_steps(self._backend.compact(upto_slot))
+        await self._run_steps(self._backend.compact(upto_slot))
         return self._backend.log_start
 
     def stop(self) -> None:
@@ -237,29 +239,38 @@ class Snapshots:
         if self._writer is not None:
             self._writer.abort()
 
-    # What writers and readers call.
-
-    async def run_steps(self, steps: Steps, check: Callable[[], None] = lambda: None) -> None:
+    async def _run_steps(self, steps: Steps, check: Callable[[], None] = lambda: None) -> None:
         """Run steps one by one, each a job of its own; ``check`` may end it between two."""
         while await self._run(partial(next, steps, _END)) is not _END:
             check()
+
+    # What writers and readers call.
+
+    async def change(self, steps: Steps, check: Callable[[], None] = lambda: None) -> None:
+        """Run steps on what is being written, after all such that were given before."""
+        await self._drafts.acquire()
+        try:
+            check()
+            await self._run_steps(steps, check)
+        finally:
+            self._drafts.release()
 
     async def adopt(self, sink: ISnapshotSink) -> None:
         """A sealed snapshot becomes the newest; the older one goes, unless somebody reads it."""
         self._writer = None
         if self.newest is not None and sink.slot <= self.newest.slot:
-            self._later(sink.discard())
+            self._later(self.change(sink.discard()))
             raise StorageError(f"slot {sink.slot} is in the snapshot of slot {self.newest.slot} already")
         adopted = await self._run(partial(self._backend.adopt, sink, self._chosen_upto()))
         older, self.newest = self.newest, adopted
         if older is not None and older.slot not in self._readers:
-            await self.run_steps(self._backend.drop_snapshot(older.slot))
+            await self._run_steps(self._backend.drop_snapshot(older.slot))
 
     def discard(self, writer: SnapshotWriter) -> None:
         """Give up a snapshot that is under way."""
         if writer is self._writer:
             self._writer = None
-            self._later(writer.give_up().discard())
+            self._later(self.change(writer.give_up().discard()))
 
     def read(self, slot: int, number: int) -> Deferred[bytes]:
         """A piece of a snapshot that has a reader."""
@@ -271,10 +282,10 @@ class Snapshots:
         if not self._readers[slot]:
             del self._readers[slot]
             if self.newest is not None and slot != self.newest.slot:
-                self._later(self._backend.drop_snapshot(slot))
+                self._later(self._run_steps(self._backend.drop_snapshot(slot)))
 
-    def _later(self, steps: Steps) -> None:
-        Deferred.fromCoroutine(self.run_steps(steps)).addErrback(_not_removed)
+    def _later(self, removal: Coroutine[Any, Any, None]) -> None:
+        Deferred.fromCoroutine(removal).addErrback(_not_removed)
 
 
 def _not_removed(failure: Failure) -> None:

@@ -276,6 +276,17 @@ async def _main(reactor: Any, options: argparse.Namespace, faults: Sequence[Faul
         raise SystemExit("chaos: " + "; ".join(failed))
 
 
+def _cancel(running: Deferred[None]) -> Deferred[None]:
+    """Cancel the run; fires when it has cleaned up."""
+    ended: Deferred[None] = Deferred()
+    if running.called:
+        ended.callback(None)
+    else:
+        running.addBoth(lambda _: ended.callback(None))
+        running.cancel()
+    return ended
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m twisted_paxos.testing.chaos", description=__doc__)
@@ -296,7 +307,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     def start(reactor: Any) -> Deferred[None]:
         # The wall clock may be set while this runs; every time here is of the monotonic one.
         reactor.seconds = time.monotonic
-        return Deferred.fromCoroutine(_main(reactor, options, faults))
+        running = Deferred.fromCoroutine(_main(reactor, options, faults))
+        # Ctrl-C and SIGTERM: processes, disks and namespaces go before the reactor does.
+        reactor.addSystemEventTrigger("before", "shutdown", _cancel, running)
+        return running
 
     react(start)
 

@@ -170,7 +170,7 @@ class ChaosCluster(ClusterProcesses):
             NodeFailed: they did not agree in time.
         """
         await poll(self._reactor, "all nodes have applied the same slots", self._level, SETTLE_S)
-        logs = [await self._log(node) for node in self.nodes.values()]
+        logs = [await self._read_log(node) for node in self.nodes.values()]
         for node, log in zip(self.nodes.values(), logs, strict=True):
             shortest = min(len(log), len(logs[0]))
             if [_entry(entry) for entry in log[:shortest]] != [_entry(e) for e in logs[0][:shortest]]:
@@ -187,7 +187,14 @@ class ChaosCluster(ClusterProcesses):
             statuses.append(status)
         return True if len({status.applied for status in statuses}) == 1 else None
 
-    async def _log(self, node: NodeProcess) -> Sequence[SlotEntry]:
+    async def _read_log(self, node: NodeProcess) -> Sequence[SlotEntry]:
+        reading = Deferred.fromCoroutine(self._entries(node)).addTimeout(SETTLE_S, self._reactor)
+        try:
+            return await reading
+        except TimeoutError:
+            raise ChaosFailed(f"node {node.uid} did not give its log within {SETTLE_S:g} s") from None
+
+    async def _entries(self, node: NodeProcess) -> Sequence[SlotEntry]:
         client = await connect(self._reactor, [node.endpoint])
         try:
             return [entry async for entry in client.read_log(self.history.read_upto + 1)]
