@@ -334,6 +334,10 @@ class PersistentPaxosNode(Service):
         """The node must end, now and with one line."""
         if self._stopping:
             return
+        if isinstance(reason, Failure) and reason.check(StorageDamaged):
+            # Found later than at the start, but the same: this incarnation has lost something.
+            self._end_incarnation(reason.getErrorMessage())
+            return
         self._halt()
         if isinstance(reason, Failure):
             if not reason.check(StorageError):
