@@ -28,14 +28,16 @@ LAYERS: dict[str, tuple[str, ...] | None] = {
     "protocols": ("errors", "core", "wire", "statemachine", "interfaces", "config", "addresses"),
     "applier": ("errors", "core", "statemachine", "interfaces"),
     "snapshots": ("errors", "core", "statemachine", "interfaces"),
+    "reads": ("errors", "core"),
+    "own_session": ("errors", "core", "statemachine", "interfaces"),
     "node": (
         *("errors", "core", "wire", "statemachine", "interfaces", "storage", "protocols"),
-        *("applier", "snapshots"),
+        *("applier", "snapshots", "reads", "own_session"),
         *("config", "addresses"),
     ),
     "service": (
         *("errors", "core", "wire", "statemachine", "interfaces", "storage", "protocols"),
-        *("applier", "snapshots"),
+        *("applier", "snapshots", "reads", "own_session"),
         *("config", "addresses", "node"),
     ),
     "tap": ("errors", "config", "service"),

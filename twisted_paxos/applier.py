@@ -43,7 +43,7 @@ class Applier:
         storage: where earlier slots are.
         state: what slots are applied to.
         take_owner: gives whoever waits for a (client, sequence), once.
-        applied: told (commands, log time in ms) after each slot.
+        applied: told (commands, log time in ms, the log time that the state machine waits for).
         failed: told when a stored slot cannot be read or decoded.
         stored_upto: gives the last slot whose chosen value storage certainly has.
 
@@ -59,7 +59,7 @@ class Applier:
         storage: IAcceptorStorage,
         state: ReplicatedState,
         take_owner: Callable[[tuple[str, int]], Any],
-        applied: Callable[[Sequence[Command], int], None],
+        applied: Callable[[Sequence[Command], int, int | None], None],
         failed: Callable[[str | Failure], None],
         stored_upto: Callable[[], int],
     ) -> None:
@@ -181,6 +181,6 @@ class Applier:
             owner = take_owner((result.client, result.sequence))
             if owner is not None:
                 results.setdefault(id(owner), (owner, []))[1].append(result)
-        self._applied(value.commands, self.state.log_time_ms)
+        self._applied(value.commands, self.state.log_time_ms, self.state.machine.deadline_ms)
         for listener in self.listeners:
             listener(entry.slot, entry.ballot, applied.commands)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from msgspec import Raw
 from twisted.internet.defer import Deferred
 from twisted.plugin import IPlugin
 from zope.interface import Attribute, Interface
@@ -205,6 +206,15 @@ class INode(Interface):
 
     def forget(sink: IResultSink) -> None:
         """Stop trying for what ``sink`` submitted; what went out may still be chosen."""
+
+    watches: object = Attribute("The `WatchHub` of the key-value store; None with another state machine.")
+
+    def query(payload: Raw, serializable: bool = False) -> Deferred[Raw]:
+        """Ask the state machine; see `PersistentPaxosNode.query`.
+
+        Raises:
+            Overloaded: too many reads wait already.
+        """
 
     def status() -> object:
         """A `twisted_paxos.statemachine.commands.NodeStatus` of this moment."""

@@ -53,9 +53,11 @@ from twisted_paxos.snapshots import (
     restore,
 )
 from twisted_paxos.statemachine.commands import NodeStatus, Result, encode_opaque
+from twisted_paxos.statemachine.kv import KeyValueStore
 from twisted_paxos.statemachine.machine import IStateMachine
 from twisted_paxos.statemachine.opaque import OpaqueLog
 from twisted_paxos.statemachine.replicated import Header, ReplicatedState, committed_sets
+from twisted_paxos.statemachine.watches import WatchHub
 from twisted_paxos.wire.peer import DATAGRAM_MAX_BYTES, PeerCodec
 
 log = Logger()
@@ -85,7 +87,8 @@ class PersistentPaxosNode(Service):
             still leave is held back before.
         lost: called once with one line when this incarnation must end, and the node is to start
             again as a new one: its storage turned out to be an old copy.
-        machine: makes the state machine that commands are applied to, empty.
+        machine: the state machine that commands are applied to, empty; by default one that keeps
+            the values in the log and makes nothing of them.
         snapshot_policy: when snapshots are made.
 
     Attributes:
@@ -103,7 +106,7 @@ class PersistentPaxosNode(Service):
         random: Callable[[], float],
         stop: Callable[[str], None],
         lost: Callable[[str], None],
-        machine: Callable[[], IStateMachine] = OpaqueLog,
+        machine: IStateMachine | None = None,
         snapshot_policy: Policy = DEFAULT_POLICY,
     ) -> None:
         self.uid = config.uid
@@ -115,7 +118,7 @@ class PersistentPaxosNode(Service):
         self._random = random
         self._stop = stop
         self._lost = lost
-        self._machine = machine
+        self.machine = machine if machine is not None else OpaqueLog()
         self._snapshot_policy = snapshot_policy
         self._stopping = False
         self._timer: Any = None
@@ -157,7 +160,7 @@ class PersistentPaxosNode(Service):
             self.config.datagram_limit,
             self._random,
         )
-        self.state = ReplicatedState(self._machine)
+        self.state = ReplicatedState(self.machine)
         self.applier = Applier(
             self._reactor,
             self.storage,
@@ -238,7 +241,7 @@ class PersistentPaxosNode(Service):
             now_s = self._reactor.seconds()
             self.performer.installed(header.slot)
             self._perform(self._decide(lambda: self.replica.install(header.slot, header.sets, now_s)))
-        self.replica.applied((), header.log_time_ms)
+        self.replica.applied((), header.log_time_ms, self.machine.deadline_ms)
         self.applier.resume(self.replica.log.chosen_upto)
 
     def _snapshot_stored(self, slot: int) -> None:
@@ -485,6 +488,30 @@ class PersistentPaxosNode(Service):
         waiting = self.reads.begin()
         self._plan_flush()
         return waiting
+
+    def query(self, payload: Raw, serializable: bool = False) -> Deferred[Raw]:
+        """Ask the state machine.
+
+        Args:
+            payload: the question, as `IStateMachine.query` takes it.
+            serializable: answer from what is applied here, which may be old; else the answer
+                contains all that any node had answered for before this call.
+
+        Returns:
+            fires with the answer; see `read` for how it can fail.
+
+        Raises:
+            Overloaded: too many reads wait already.
+        """
+        self._check_running()
+        if serializable:
+            return succeed(self.machine.query(payload))
+        return self.read().addCallback(lambda _: self.machine.query(payload))
+
+    @property
+    def watches(self) -> WatchHub | None:
+        """The watches of the key-value store; None with another state machine."""
+        return self.machine.watches if isinstance(self.machine, KeyValueStore) else None
 
     # -- chosen slots
 

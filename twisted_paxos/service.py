@@ -18,6 +18,7 @@ from twisted_paxos.errors import PaxosError
 from twisted_paxos.interfaces import INodeStorage
 from twisted_paxos.node import PersistentPaxosNode
 from twisted_paxos.protocols.clientport import ClientPort
+from twisted_paxos.statemachine.kv import KeyValueStore
 from twisted_paxos.storage.providers import find_provider
 
 log = Logger()
@@ -74,6 +75,7 @@ class NodeService(Service):
             self._random,
             self._fail,
             self._lost,
+            KeyValueStore(),
         )
         self._client_port = ClientPort(self.node, self._reactor, self.node.cluster)
 

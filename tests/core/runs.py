@@ -19,6 +19,7 @@ class Weather(NamedTuple):
         stall: chance per write that the disk takes seconds.
         writes_per_s: commands and faults per second.
         commands: share of those that are commands; the rest are faults.
+        wipes: share of the faults that take a node's whole disk, while all others are well.
     """
 
     seconds: float = 12.0
@@ -27,6 +28,7 @@ class Weather(NamedTuple):
     stall: float = 0.001
     writes_per_s: float = 30.0
     commands: float = 0.9
+    wipes: float = 0.0
 
 
 def command(sequence: int, client: str = "c") -> Command:
@@ -45,12 +47,14 @@ class RandomRun:
     Attributes:
         cluster: the bench.
         submitted: how many commands were submitted.
+        wiped: how many disks were lost.
     """
 
     def __init__(self, seed: int, size: int = 3, weather: Weather | None = None) -> None:
         self.cluster = PureCluster(seed, size)
         self.weather = weather or Weather()
         self.submitted = 0
+        self.wiped = 0
         self._random = self.cluster.random
 
     def run(self) -> None:
@@ -89,8 +93,11 @@ class RandomRun:
 
     def _fault(self) -> None:
         cluster, random = self.cluster, self._random
-        kind = random.random()
         node = random.choice(list(cluster.nodes.values()))
+        if self.weather.wipes and random.random() < self.weather.wipes:
+            self._wipe(node)
+            return
+        kind = random.random()
         if kind < 0.4:
             if node.replica is None:
                 node.start()
@@ -114,6 +121,26 @@ class RandomRun:
             for each in self._up():
                 each.crash()
 
+    def _wipe(self, node: PureNode) -> None:
+        """Take a node's disk away, once everybody who was replaced before is a full member again.
+
+        One loss at a time is what a majority can bear; until a Replace holds for every open slot, the
+        replaced one still counts as lost.
+        """
+        truth = self.cluster.witness
+        settled = truth.membership.latest_from <= truth.chosen_upto + 1
+        well = all(
+            each.replica is not None
+            and each.replica.acceptor.votes
+            and each.replica.membership.latest == truth.membership.latest
+            for each in self.cluster.nodes.values()
+        )
+        if settled and well:
+            node.crash()
+            node.wipe()
+            node.start()
+            self.wiped += 1
+
     def _heal(self) -> None:
         cluster = self.cluster
         cluster.cut = set()
@@ -123,15 +150,17 @@ class RandomRun:
                 node.start()
 
     def _check_progress(self) -> None:
-        """Healed, the cluster chooses a new command, and every node comes to know all of it."""
+        """Healed, the cluster chooses a new command, every node comes to know all of it, and all vote."""
         cluster = self.cluster
         self.submitted += 1
         last = command(self.submitted, "last")
         cluster.nodes["A"].submit([last])
 
         def done() -> bool:
-            applied = {len(node.applied) for node in cluster.nodes.values()}
-            return (last.client, last.sequence) in cluster.acknowledged and len(applied) == 1
+            nodes = cluster.nodes.values()
+            voters = all(node.replica is not None and node.replica.acceptor.votes for node in nodes)
+            equal = len({len(node.applied) for node in nodes}) == 1
+            return (last.client, last.sequence) in cluster.acknowledged and equal and voters
 
         if not cluster.run(15, done):
             states = [(u, n.replica and n.replica.role(), len(n.applied)) for u, n in cluster.nodes.items()]

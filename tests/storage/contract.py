@@ -35,8 +35,11 @@ def plain(entries: dict[int, Entry]) -> dict[int, tuple[ProposalID, bytes]]:
     return {slot: (entry.ballot, bytes(entry.value)) for slot, entry in entries.items()}
 
 
-class StorageContract:
-    """Over `make`, which the provider's test case defines. ``clock`` moves everything."""
+class StorageCase:
+    """What contract tests need, over `make`, which the provider's test case defines.
+
+    ``clock`` moves everything.
+    """
 
     def setUp(self) -> None:
         """A clock, and nothing stored."""
@@ -68,6 +71,16 @@ class StorageContract:
                 break
             self.clock.advance(0.001)
         return self.failureResultOf(deferred, kind).value  # type: ignore[attr-defined]
+
+    def restarted(self, storage: Any) -> Any:
+        """Close, and open again: the new storage and what it found."""
+        self.settle(storage.close())
+        again = self.make()
+        return again, again.recover("ignored", CLUSTER)
+
+
+class StorageContract(StorageCase):
+    """For every provider."""
 
     def test_interface(self) -> None:
         """It provides `IAcceptorStorage`, object and class."""
@@ -196,12 +209,6 @@ class StorageContract:
 
 class DurableContract(StorageContract):
     """For providers that survive a restart."""
-
-    def restarted(self, storage: Any) -> Any:
-        """Close, and open again: the new storage and what it found."""
-        self.settle(storage.close())
-        again = self.make()
-        return again, again.recover("ignored", CLUSTER)
 
     def test_round_trip(self) -> None:
         """After a restart everything is there: promise, votes, chosen values, how far slots are chosen."""

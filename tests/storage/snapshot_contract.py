@@ -6,7 +6,7 @@ from typing import Any
 
 from zope.interface.verify import verifyClass, verifyObject
 
-from tests.storage.contract import CLUSTER, FIRST, SECOND, DurableContract, StorageContract, accepted, value
+from tests.storage.contract import CLUSTER, FIRST, SECOND, StorageCase, accepted, value
 from twisted_paxos.core.records import SaveChosen, SavePromise
 from twisted_paxos.errors import StorageError, StorageFailed
 from twisted_paxos.interfaces import INodeStorage, ISnapshotReader, ISnapshotStorage, ISnapshotWriter
@@ -20,8 +20,8 @@ def tell(slot: int, pieces: int = 3) -> list[bytes]:
     return [b"%d of %d " % (number, slot) * 20 for number in range(pieces)]
 
 
-class SnapshotContract(StorageContract):
-    """Over `StorageContract.make`."""
+class SnapshotContract(StorageCase):
+    """Over `StorageCase.make`."""
 
     def write_snapshot(self, storage: Any, slot: int, pieces: list[bytes] | None = None) -> None:
         """Write and finish one."""
@@ -301,7 +301,7 @@ class SnapshotContract(StorageContract):
         reader.close()
 
 
-class DurableSnapshotContract(SnapshotContract, DurableContract):
+class DurableSnapshotContract(SnapshotContract):
     """For providers that survive a restart."""
 
     def test_snapshot_survives(self) -> None:

@@ -113,6 +113,7 @@ class Proposer:
     Attributes:
         phase: idle, preparing or leading.
         ballot: its own, NO_BALLOT since the start of the node until it takes over.
+        wanted_time_ms: the log time that the state machine waits for, if any.
         promises_received: ids of the acceptors whose complete promise for ``ballot`` is here.
     """
 
@@ -129,6 +130,7 @@ class Proposer:
         self.ballot = NO_BALLOT
         self.promises_received: set[str] = set()
         self.clock = LogClock()
+        self.wanted_time_ms: int | None = None
         self._timer = RetryTimer(random)
         self._parts: dict[str, tuple[tuple[int, int], dict[int, Promise]]] = {}
         self._promises: dict[str, tuple[str, list[Promise]]] = {}
@@ -283,9 +285,15 @@ class Proposer:
             return encode_change(self.clock.read_ms(now_s), self._changes.popleft())
         if self._queue:
             return encode_value(self.clock.read_ms(now_s), self._next_batch())
+        time_ms = self.clock.read_ms(now_s)
         if self._next_slot < self.membership.latest_from:
             # A change of members waits for its slot: no-ops lead there.
-            return encode_value(self.clock.read_ms(now_s), ())
+            return encode_value(time_ms, ())
+        wanted_ms = self.wanted_time_ms
+        if wanted_ms is not None and time_ms >= wanted_ms and not self._in_flight:
+            # The state machine waits for this time; the next value to be applied tells it.
+            self.wanted_time_ms = None
+            return encode_value(time_ms, ())
         return None
 
     def _propose(self, slot: int, value: Raw, now_s: float) -> Send:

@@ -443,8 +443,11 @@ class Replica:
         """Begin a linearizable read; see `Reads.ask`."""
         return self.reads.ask(self.leader, now_s)
 
-    def applied(self, commands: Sequence[Command], log_time_ms: int) -> None:
-        """A slot was applied here."""
+    def applied(
+        self, commands: Sequence[Command], log_time_ms: int, wanted_time_ms: int | None = None
+    ) -> None:
+        """A slot was applied here; the state machine waits for log time ``wanted_time_ms``, if any."""
+        self.proposer.wanted_time_ms = wanted_time_ms
         self.proposer.applied(commands)
         self.proposer.clock.time_ms = max(self.proposer.clock.time_ms, float(log_time_ms))
 

@@ -31,19 +31,23 @@ from twisted_paxos.statemachine.kvcommands import (
     DeleteRangeResult,
     KeyValue,
     KvError,
+    KvQuery,
     KvResult,
     LeaseGrant,
     LeaseGrantResult,
     LeaseKeepAlive,
     LeaseKeepAliveResult,
+    LeaseQuery,
     LeaseRevoke,
     LeaseRevokeResult,
+    LeasesQuery,
     LeaseTimeToLive,
     OperationResult,
     Put,
     PutResult,
     Range,
     RangeResult,
+    StoreStatus,
     Txn,
     TxnResult,
     encode,
@@ -78,6 +82,8 @@ from twisted_paxos.statemachine.transactions import (
     request_bytes,
 )
 from twisted_paxos.statemachine.watches import WatchHub
+
+_decode_query = msgspec.json.Decoder(KvQuery).decode
 
 
 class KeyValueStore:
@@ -224,6 +230,29 @@ class KeyValueStore:
         *_, digest = self.hashing()
         assert digest is not None
         return digest
+
+    def query(self, payload: Raw) -> Raw:
+        """Answer a `KvQuery`: a `RangeResult`, `LeaseTimeToLive`, list of ids, `StoreStatus` or `KvError`."""
+        try:
+            query = _decode_query(payload)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return _MALFORMED
+        if isinstance(query, Range):
+            return Raw(encode(self.range(query)))
+        if isinstance(query, LeaseQuery):
+            return Raw(encode(self.lease_time_to_live(query.lease_id, query.keys)))
+        if isinstance(query, LeasesQuery):
+            return Raw(encode(self.leases()))
+        status = StoreStatus(
+            self.revision,
+            self.compact_revision,
+            len(self),
+            self.size_bytes,
+            len(self._leases),
+            len(self.watches),
+            self._time_ms,
+        )
+        return Raw(encode(status))
 
     # ---------------------------------------------------------------- commands
 

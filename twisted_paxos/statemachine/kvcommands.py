@@ -339,6 +339,44 @@ encode = msgspec.json.Encoder().encode
 _decode_result = msgspec.json.Decoder(KvResult).decode
 
 
+class LeaseQuery(Struct, frozen=True, omit_defaults=True, tag="lease_query"):
+    """Asks for the `LeaseTimeToLive` of one lease, with its keys when ``keys`` is set."""
+
+    lease_id: int
+    keys: bool = False
+
+
+class LeasesQuery(Struct, frozen=True, tag="leases_query"):
+    """Asks for the ids of all open leases."""
+
+
+class StoreQuery(Struct, frozen=True, tag="store_query"):
+    """Asks how the store is: its `StoreStatus`."""
+
+
+class StoreStatus(Struct, frozen=True):
+    """How the store is.
+
+    Attributes:
+        revision, compact_revision: the last revision, and the lowest that can be read.
+        keys: how many there are.
+        size_bytes: as it counts for the quota.
+        leases, watchers: how many; watchers are those of the node that answers.
+        time_ms: log time.
+    """
+
+    revision: int
+    compact_revision: int
+    keys: int
+    size_bytes: int
+    leases: int
+    watchers: int
+    time_ms: int
+
+
+KvQuery: TypeAlias = Range | LeaseQuery | LeasesQuery | StoreQuery
+
+
 def encode_command(command: KvCommand) -> Raw:
     """The payload of ``command``."""
     return Raw(encode(command))

@@ -33,6 +33,12 @@ class IStateMachine(Interface):
     def advance(context: Context) -> None:
         """Log time is now ``context.time_ms``; called once per slot, before its commands."""
 
+    def query(payload: Raw) -> Raw:
+        """Answer a question about the state, as JSON; changes nothing. Must not raise.
+
+        The caller sees to it that the state is fresh enough (`PersistentPaxosNode.query`).
+        """
+
     def snapshot() -> Iterator[bytes]:
         """The state of this moment, in pieces of about 64 KiB at most, made one by one.
 
@@ -43,7 +49,8 @@ class IStateMachine(Interface):
     def restore(pieces: Iterator[bytes]) -> Iterator[None]:
         """Replace the state by what `snapshot` gave, of this or an earlier version.
 
-        Takes at most one piece between two yields, so that the caller can read the next one and do
+        The present state stays until the end, when it is replaced at once, or for good when this
+        raises. Takes at most one piece between two yields, so that the caller can read the next one and do
         other things; the state must not be used before it is exhausted.
 
         Raises:

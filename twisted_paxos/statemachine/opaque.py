@@ -24,6 +24,10 @@ class OpaqueLog:
     def advance(self, context: Context) -> None:
         """Nothing depends on time."""
 
+    def query(self, payload: Raw) -> Raw:
+        """There is nothing to ask."""
+        return NO_DATA
+
     def snapshot(self) -> Iterator[bytes]:
         """No pieces."""
         return iter(())

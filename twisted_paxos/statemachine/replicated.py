@@ -11,7 +11,7 @@ applied by the state machine and its result remembered. A snapshot holds both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -54,17 +54,16 @@ class ReplicatedState:
     """Applies slots; makes and takes snapshots.
 
     Args:
-        machine: makes the user's state machine, empty; called again when a snapshot replaces it.
+        machine: the user's state machine, empty.
 
     Attributes:
         applied_upto: the last slot applied.
-        machine: the state machine.
+        machine: as given.
         sessions: the client sessions.
     """
 
-    def __init__(self, machine: Callable[[], IStateMachine]) -> None:
-        self._make = machine
-        self.machine = machine()
+    def __init__(self, machine: IStateMachine) -> None:
+        self.machine = machine
         self.sessions = Sessions()
         self.applied_upto = 0
 
@@ -135,9 +134,8 @@ class ReplicatedState:
                 yield None
         except (msgspec.DecodeError, StopIteration) as error:
             raise ValueError(f"not a snapshot: {error!r}") from None
-        machine = self._make()
-        yield from machine.restore(pieces)
-        self.machine, self.sessions, self.applied_upto = machine, sessions, header.slot
+        yield from self.machine.restore(pieces)
+        self.sessions, self.applied_upto = sessions, header.slot
         yield header
 
 

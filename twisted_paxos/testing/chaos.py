@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from msgspec import Struct, field, to_builtins
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import deferLater, react
 
 from twisted_paxos.errors import PaxosError
-from twisted_paxos.testing.chaos_cluster import ChaosCluster, why_no_own_disk
+from twisted_paxos.testing.chaos_cluster import DIRECTORY_PREFIX, ChaosCluster, remove_disks, why_no_own_disk
 from twisted_paxos.testing.chaos_faults import FAULTS, Fault, Scene
 from twisted_paxos.testing.chaos_history import longest_gap_s
 from twisted_paxos.testing.chaos_load import ANY, Writer, stop_all, writers_for
@@ -249,10 +249,13 @@ def _say(line: str) -> None:
     sys.stdout.flush()
 
 
-async def _main(reactor: Any, options: argparse.Namespace, faults: Sequence[Fault]) -> None:
+async def _run(reactor: Any, options: argparse.Namespace, faults: Sequence[Fault]) -> list[Outcome]:
+    """Everything that needs the network, which is there while this runs, and not longer."""
     network = Network(NODES[: options.nodes], reactor)
+    network.lock()
+    remove_disks()
     outcomes: list[Outcome] = []
-    with tempfile.TemporaryDirectory(prefix="paxos-chaos-", ignore_cleanup_errors=True) as name:
+    with tempfile.TemporaryDirectory(prefix=DIRECTORY_PREFIX, ignore_cleanup_errors=True) as name:
         try:
             network.build()
             network.enter()
@@ -261,8 +264,17 @@ async def _main(reactor: Any, options: argparse.Namespace, faults: Sequence[Faul
                 outcomes.append(await chaos.run(fault))
         finally:
             remove_leftovers()
-    _say("")
-    _say(table(outcomes))
+    return outcomes
+
+
+async def _main(reactor: Any, options: argparse.Namespace, faults: Sequence[Fault]) -> None:
+    try:
+        outcomes = await _run(reactor, options, faults)
+    except CancelledError:
+        raise SystemExit("chaos: interrupted") from None
+    except PaxosError as error:
+        raise SystemExit(f"chaos: {error}") from None
+    _say("\n" + table(outcomes))
     if options.json:
         document = {
             "nodes": options.nodes,
@@ -273,7 +285,7 @@ async def _main(reactor: Any, options: argparse.Namespace, faults: Sequence[Faul
         Path(options.json).write_text(json.dumps(document, indent=1) + "\n")
     failed = [f"{outcome.title}: {outcome.failed}" for outcome in outcomes if outcome.failed]
     if failed:
-        raise SystemExit("chaos: " + "; ".join(failed))
+        raise SystemExit("\nchaos: " + "\nchaos: ".join(failed))
 
 
 def _cancel(running: Deferred[None]) -> Deferred[None]:

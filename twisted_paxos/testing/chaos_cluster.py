@@ -7,11 +7,12 @@ import fcntl
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+import tempfile
 from pathlib import Path
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred
+from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.threads import deferToThreadPool
 
 from twisted_paxos.client import NodeStatus, SlotEntry, connect
@@ -97,19 +98,12 @@ class Disk:
 
     def _freeze(self) -> None:
         self._frozen = True
-        self._ioctl(FIFREEZE)
+        _request(self.directory, FIFREEZE)
 
     def _thaw(self) -> None:
         if self._frozen:
             self._frozen = False
-            self._ioctl(FITHAW)
-
-    def _ioctl(self, request: int) -> None:
-        fd = os.open(self.directory, os.O_RDONLY)
-        try:
-            fcntl.ioctl(fd, request, 0)
-        finally:
-            os.close(fd)
+            _request(self.directory, FITHAW)
 
 
 class ChaosCluster(ClusterProcesses):
@@ -187,14 +181,14 @@ class ChaosCluster(ClusterProcesses):
             statuses.append(status)
         return True if len({status.applied for status in statuses}) == 1 else None
 
-    async def _read_log(self, node: NodeProcess) -> Sequence[SlotEntry]:
+    async def _read_log(self, node: NodeProcess) -> list[SlotEntry]:
         reading = Deferred.fromCoroutine(self._entries(node)).addTimeout(SETTLE_S, self._reactor)
         try:
             return await reading
-        except TimeoutError:
+        except DeferredTimeout:
             raise ChaosFailed(f"node {node.uid} did not give its log within {SETTLE_S:g} s") from None
 
-    async def _entries(self, node: NodeProcess) -> Sequence[SlotEntry]:
+    async def _entries(self, node: NodeProcess) -> list[SlotEntry]:
         client = await connect(self._reactor, [node.endpoint])
         try:
             return [entry async for entry in client.read_log(self.history.read_upto + 1)]
@@ -204,6 +198,31 @@ class ChaosCluster(ClusterProcesses):
 
 def _entry(entry: SlotEntry) -> tuple[int, bytes]:
     return entry.slot, bytes(entry.value)
+
+
+DIRECTORY_PREFIX: Final = "paxos-chaos-"
+"""Of the directory below the system's temporary one that has all files of a run."""
+
+
+def remove_disks() -> None:
+    """Unmount and delete what an earlier run left; only while no other run is under way."""
+    top = Path(tempfile.gettempdir())
+    for line in Path("/proc/mounts").read_text().splitlines():
+        place = Path(line.split()[1])
+        if place.is_relative_to(top) and place.relative_to(top).parts[0].startswith(DIRECTORY_PREFIX):
+            with contextlib.suppress(OSError):
+                _request(place, FITHAW)
+            run("umount", "--lazy", str(place))
+    for directory in top.glob(DIRECTORY_PREFIX + "*"):
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _request(directory: Path, request: int) -> None:
+    fd = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.ioctl(fd, request, 0)
+    finally:
+        os.close(fd)
 
 
 def why_no_own_disk() -> str:

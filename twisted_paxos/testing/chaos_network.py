@@ -108,17 +108,24 @@ class Network:
         self._reactor = reactor
         self._lock: Any = None
 
-    def build(self) -> None:
-        """Make all namespaces; those of an earlier run go first.
+    def lock(self) -> None:
+        """Keep other runs away, as long as this object is there.
 
         Raises:
-            ChaosError: another run is under way, or a command failed.
+            ChaosError: another run is under way.
         """
-        self._lock = open(LOCK_PATH, "w")  # noqa: SIM115 - the lock lasts as long as this object
+        self._lock = open(LOCK_PATH, "w")  # noqa: SIM115 - closed with this object
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ChaosError("chaos tests run already on this machine") from None
+
+    def build(self) -> None:
+        """Make all namespaces; those of an earlier run go first.
+
+        Raises:
+            ChaosError: a command failed.
+        """
         remove_leftovers()
         run("ip", "netns", "add", PREFIX + SWITCH)
         switch = ["ip", "-n", PREFIX + SWITCH, "link"]

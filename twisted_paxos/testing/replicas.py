@@ -51,6 +51,8 @@ class DurableState:
         """Make one record durable."""
         if isinstance(record, SaveIdentity):
             self.identity = record.identity
+            if self.witness is not None and record.identity.formed:
+                self.witness.formed(record.identity.members)
         elif isinstance(record, SavePromise):
             if record.ballot < self.promised:
                 raise Violation(f"{self.identity.uid}: promise {record.ballot} after {self.promised}")
@@ -60,7 +62,8 @@ class DurableState:
                 raise Violation(f"{self.identity.uid}: accepted {record.ballot} above {self.promised}")
             self.log[record.slot] = (False, Entry(record.ballot, record.value))
             if self.witness is not None:
-                self.witness.voted(self.identity.uid, record.slot, record.ballot, record.value)
+                life = (self.identity.uid, self.identity.incarnation)
+                self.witness.voted(life, record.slot, record.ballot, record.value)
         else:
             # How far slots are chosen is noted apart, and later: as with the real providers.
             assert isinstance(record, SaveChosen)
@@ -166,7 +169,7 @@ class PureNode:
         assert self.replica is not None
         if self.disk.identity.boots.get(sender.incarnation) == (sender.boot, sender.boot_id):
             # Otherwise it is not listened to: that start of the sender is not recorded here yet.
-            self.cluster.witness.delivered((self.uid, self.replica.me.boot), message)
+            self.cluster.witness.delivered(self.replica.me, message)
         self.perform(self.replica.receive(sender, message, self.cluster.now_s))
 
     def submit(self, commands: list[Command]) -> None:
@@ -235,7 +238,7 @@ class PureNode:
         """Put a message on the network."""
         assert self.replica is not None
         me = self.replica.me
-        self.cluster.witness.sent((self.uid, me.boot), self.disk.promised, self.disk.log, send.message)
+        self.cluster.witness.sent(me, self.disk.promised, self.disk.log, send.message)
         everyone = list(self.cluster.nodes)
         if send.to == EVERYONE:
             to = everyone
@@ -289,7 +292,6 @@ class PureCluster:
         self.stall = 0.0
         self.delay_max_s = 0.005
         self.cut: set[tuple[str, str]] = set()
-        self.witness = Witness(size // 2 + 1)
         self.elected: list[tuple[float, str]] = []
         self._leading: list[str] = []
         self._old: list[tuple[str, str, Sender, Any]] = []
@@ -297,6 +299,7 @@ class PureCluster:
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
         self.voters = [chr(ord("A") + n) for n in range(size)]
+        self.witness = Witness(self.voters)
         self.nodes = {uid: PureNode(self, uid) for uid in self.voters}
         self.messages = 0
 

@@ -7,7 +7,7 @@ core shows when it is made, not only when it has led two nodes to different valu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from msgspec import Raw
@@ -24,43 +24,51 @@ from twisted_paxos.core.messages import (
     Nack,
     Prepare,
     Promise,
+    Sender,
     SlotEntry,
     Status,
+    decode_value,
+    is_change,
 )
+from twisted_paxos.core.quorum import Membership
 
 
 class Violation(AssertionError):
     """Something that must never happen."""
 
 
-Life = tuple[str, int]
-"""One start of one node: its id, and how often it was started."""
-
 Stored = Mapping[int, tuple[bool, Entry]]
 """What a disk holds: slot -> (learnt, not accepted; entry)."""
+
+
+def show(life: Sender) -> str:
+    """A start of a node, in short."""
+    return f"{life.incarnation} start {life.boot}"
 
 
 class Witness:
     """The truth about a run.
 
     Args:
-        majority: how many acceptors choose.
+        voters: the configured ids.
 
     Attributes:
-        chosen: slot -> value of every slot that a majority has durably accepted at one ballot.
+        membership: the founders, and every change that is chosen.
+        chosen: slot -> value of every slot that a majority of the incarnations that vote on it has
+            durably accepted at one ballot.
         chosen_upto: every slot up to here is among them.
     """
 
-    def __init__(self, majority: int) -> None:
-        self.majority = majority
+    def __init__(self, voters: Sequence[str]) -> None:
+        self.membership = Membership(voters, {})
         self.chosen: dict[int, Raw] = {}
         self.chosen_upto = 0
         self._chosen_at: dict[int, ProposalID] = {}
         self._votes: dict[tuple[int, ProposalID], set[str]] = {}
         self._proposed: dict[tuple[int, ProposalID], Raw] = {}
-        self._ballot_lives: dict[ProposalID, Life] = {}
-        self._seen: dict[Life, ProposalID] = {}
-        self._parts: dict[tuple[Life, int], list[Promise]] = {}
+        self._ballot_lives: dict[ProposalID, Sender] = {}
+        self._seen: dict[Sender, ProposalID] = {}
+        self._parts: dict[tuple[Sender, int], list[Promise]] = {}
         self._counted: dict[ProposalID, int] = {}
         self._checks = {
             Prepare: self._prepare,
@@ -74,19 +82,34 @@ class Witness:
 
     # -- what is told
 
-    def voted(self, uid: str, slot: int, ballot: ProposalID, value: Raw) -> None:
-        """``uid`` has durably accepted this."""
+    def formed(self, founders: Mapping[str, str]) -> None:
+        """A node has durably recorded these incarnations as the founders."""
+        if not self.membership.formed:
+            self.membership.load([(1, founders)])
+        if self.membership.sets[0] != (1, dict(founders)):
+            raise Violation(f"founded twice: {founders} and {self.membership.sets[0]}")
+
+    def voted(self, life: Sender | tuple[str, str], slot: int, ballot: ProposalID, value: Raw) -> None:
+        """This incarnation has durably accepted this."""
+        uid, incarnation = life[:2]
         if self._proposed.setdefault((slot, ballot), value) != value:
             raise Violation(f"{uid}: stored another value in slot {slot} than {ballot} proposed")
         votes = self._votes.setdefault((slot, ballot), set())
-        votes.add(uid)
-        if len(votes) < self.majority:
+        votes.add(incarnation)
+        voters = self.membership.at(slot).values()
+        if len(votes & set(voters)) < self.membership.majority:
             return
         if self.chosen.setdefault(slot, value) != value:
             raise Violation(f"slot {slot} has two chosen values, the second at {ballot}")
         self._chosen_at[slot] = min(ballot, self._chosen_at.get(slot, ballot))
         while self.chosen_upto + 1 in self.chosen:
             self.chosen_upto += 1
+            self._change(self.chosen_upto, self.chosen[self.chosen_upto])
+
+    def _change(self, slot: int, value: Raw) -> None:
+        replace = decode_value(value).replace if is_change(value) else None
+        if replace is not None and self.membership.latest.get(replace.uid) == replace.old:
+            self.membership.replace(replace.uid, replace.new, slot + limits.ALPHA)
 
     def recovered(self, uid: str, chosen_upto: int, stored: Stored) -> None:
         """``uid`` starts, and takes these slots of its disk as chosen."""
@@ -106,38 +129,40 @@ class Witness:
 
     # -- messages
 
-    def delivered(self, life: Life, message: Any) -> None:
+    def delivered(self, life: Sender, message: Any) -> None:
         """A message reached a node: after a higher ballot it sends nothing more under its own."""
         ballots = [NO_BALLOT]
         if isinstance(message, (Prepare, Accept, Accepted)):
             ballots.append(message.ballot)
         elif isinstance(message, (Heartbeat, HeartbeatReply)) and message.status.leading:
             ballots.append(message.status.ballot)
-        elif isinstance(message, Nack) and message.ballot.uid == life[0]:
+        elif isinstance(message, Nack) and message.ballot.uid == life.uid:
             ballots.append(message.promised)
         elif isinstance(message, Chosen):
             ballots += [entry.ballot for entry in message.entries]
         self._seen[life] = max(self._seen.get(life, NO_BALLOT), *ballots)
 
-    def sent(self, life: Life, promised: ProposalID, stored: Stored, message: Any) -> None:
+    def sent(self, life: Sender, promised: ProposalID, stored: Stored, message: Any) -> None:
         """A node sends ``message`` while its disk holds ``promised`` and ``stored``."""
         check = self._checks.get(type(message))
         if check is not None:
             check(life, promised, stored, message)
 
-    def _prepare(self, life: Life, promised: ProposalID, stored: Stored, message: Prepare) -> None:
+    def _prepare(self, life: Sender, promised: ProposalID, stored: Stored, message: Prepare) -> None:
         """Rule 1: the ballot is durable; it belongs to one life of one node."""
         if promised < message.ballot:
-            raise Violation(f"rule 1: {life} sends Prepare {message.ballot}, its disk has {promised}")
-        if self._ballot_lives.setdefault(message.ballot, life) != life or message.ballot.uid != life[0]:
-            raise Violation(f"rule 1: {life} uses {message.ballot} of {self._ballot_lives[message.ballot]}")
+            raise Violation(f"rule 1: {show(life)} sends Prepare {message.ballot}, its disk has {promised}")
+        if self._ballot_lives.setdefault(message.ballot, life) != life or message.ballot.uid != life.uid:
+            raise Violation(
+                f"rule 1: {show(life)} uses {message.ballot} of {show(self._ballot_lives[message.ballot])}"
+            )
 
-    def _promise(self, life: Life, promised: ProposalID, stored: Stored, message: Promise) -> None:
+    def _promise(self, life: Sender, promised: ProposalID, stored: Stored, message: Promise) -> None:
         """Rules 1 and 2: durable, and complete."""
         if promised < message.ballot:
-            raise Violation(f"rule 1: {life} promises {message.ballot}, its disk has {promised}")
+            raise Violation(f"rule 1: {show(life)} promises {message.ballot}, its disk has {promised}")
         if message.chosen_upto > self.chosen_upto:
-            raise Violation(f"rule 3: {life} reports slots up to {message.chosen_upto} as chosen")
+            raise Violation(f"rule 3: {show(life)} reports slots up to {message.chosen_upto} as chosen")
         parts = self._parts.setdefault((life, message.promise_id), [])
         parts.append(message)
         if len(parts) < message.parts:
@@ -148,45 +173,51 @@ class Witness:
             if learnt or slot <= message.chosen_upto or entry.ballot >= message.ballot:
                 continue
             if told.get(slot, NO_BALLOT) < entry.ballot:
-                raise Violation(f"rule 2: {life} promises {message.ballot} without its vote in slot {slot}")
+                raise Violation(
+                    f"rule 2: {show(life)} promises {message.ballot} without its vote in slot {slot}"
+                )
 
-    def _accept(self, life: Life, promised: ProposalID, stored: Stored, message: Accept) -> None:
+    def _accept(self, life: Sender, promised: ProposalID, stored: Stored, message: Accept) -> None:
         """Rules 1, 4 and 6."""
         if promised < message.ballot:
-            raise Violation(f"rule 1: {life} sends Accept {message.ballot}, its disk has {promised}")
+            raise Violation(f"rule 1: {show(life)} sends Accept {message.ballot}, its disk has {promised}")
         if message.slot > message.chosen_upto + limits.ALPHA:
-            raise Violation(f"rule 4: {life} proposes slot {message.slot} above {message.chosen_upto}")
+            raise Violation(f"rule 4: {show(life)} proposes slot {message.slot} above {message.chosen_upto}")
         if self._seen.get(life, NO_BALLOT) > message.ballot:
-            raise Violation(f"rule 4: {life} goes on with {message.ballot} after {self._seen[life]}")
+            raise Violation(f"rule 4: {show(life)} goes on with {message.ballot} after {self._seen[life]}")
         if self._proposed.setdefault((message.slot, message.ballot), message.value) != message.value:
-            raise Violation(f"rule 4: {life} proposes two values in slot {message.slot} at {message.ballot}")
+            raise Violation(
+                f"rule 4: {show(life)} proposes two values in slot {message.slot} at {message.ballot}"
+            )
         self._counts(life, message.ballot, message.chosen_upto)
 
-    def _accepted(self, life: Life, promised: ProposalID, stored: Stored, message: Accepted) -> None:
+    def _accepted(self, life: Sender, promised: ProposalID, stored: Stored, message: Accepted) -> None:
         """Rules 1 and 5: durable, exactly these slots at exactly this ballot."""
         if promised < message.ballot:
-            raise Violation(f"rule 1: {life} accepted {message.ballot}, its disk has {promised}")
+            raise Violation(f"rule 1: {show(life)} accepted {message.ballot}, its disk has {promised}")
         for slot in message.slots:
-            if slot not in self.chosen and life[0] not in self._votes.get((slot, message.ballot), ()):
-                raise Violation(f"rule 1: {life} has not stored slot {slot} at {message.ballot}")
+            if slot not in self.chosen and life.incarnation not in self._votes.get(
+                (slot, message.ballot), ()
+            ):
+                raise Violation(f"rule 1: {show(life)} has not stored slot {slot} at {message.ballot}")
 
-    def _chosen(self, life: Life, promised: ProposalID, stored: Stored, message: Chosen) -> None:
+    def _chosen(self, life: Sender, promised: ProposalID, stored: Stored, message: Chosen) -> None:
         """Rule 7: only what is chosen moves."""
         for entry in message.entries:
-            self._is_chosen(f"rule 7: {life} answering", entry)
+            self._is_chosen(f"rule 7: {show(life)} answering", entry)
 
     def _heartbeat(
-        self, life: Life, promised: ProposalID, stored: Stored, message: Heartbeat | HeartbeatReply
+        self, life: Sender, promised: ProposalID, stored: Stored, message: Heartbeat | HeartbeatReply
     ) -> None:
         status: Status = message.status
         if status.chosen_upto > self.chosen_upto:
-            raise Violation(f"{life} claims {status.chosen_upto} slots as chosen")
+            raise Violation(f"{show(life)} claims {status.chosen_upto} slots as chosen")
         if status.leading:
             self._counts(life, status.ballot, status.chosen_upto)
 
-    def _counts(self, life: Life, ballot: ProposalID, chosen_upto: int) -> None:
+    def _counts(self, life: Sender, ballot: ProposalID, chosen_upto: int) -> None:
         """Rule 6: a leader counts only slots chosen at ballots up to its own."""
         for slot in range(self._counted.get(ballot, 0) + 1, chosen_upto + 1):
             if slot not in self._chosen_at or self._chosen_at[slot] > ballot:
-                raise Violation(f"rule 6: {life} counts slot {slot} as chosen at {ballot} or below")
+                raise Violation(f"rule 6: {show(life)} counts slot {slot} as chosen at {ballot} or below")
         self._counted[ballot] = max(chosen_upto, self._counted.get(ballot, 0))

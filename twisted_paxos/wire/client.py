@@ -11,11 +11,12 @@ from __future__ import annotations
 from typing import TypeAlias
 
 import msgspec
-from msgspec import Struct
+from msgspec import Raw, Struct
 
 from twisted_paxos.core.messages import Command, SlotEntry
 from twisted_paxos.errors import WireError
 from twisted_paxos.statemachine.commands import NodeStatus, Result
+from twisted_paxos.statemachine.watches import WatchBatch, WatchRequest
 
 CLIENT_VERSION = 1
 
@@ -47,6 +48,56 @@ class GetStatus(Struct, frozen=True, tag="get_status"):
     """Asks for the node's `NodeStatus`."""
 
     request_id: int
+
+
+class Query(Struct, frozen=True, tag="query"):
+    """Asks the state machine; answered by `Answer`.
+
+    Attributes:
+        payload: the question (`twisted_paxos.statemachine.kvcommands.KvQuery` for the key-value store).
+        serializable: answer from what this node has applied, which may be old.
+    """
+
+    request_id: int
+    payload: Raw
+    serializable: bool = False
+
+
+class Watch(Struct, frozen=True, tag="watch"):
+    """Starts a watch, answered by `WatchStarted` and then `WatchEvents`, all with this number."""
+
+    request_id: int
+    request: WatchRequest
+
+
+class StopWatch(Struct, frozen=True, tag="stop_watch"):
+    """Ends the watch that was started with this number; nothing follows."""
+
+    request_id: int
+
+
+class Answer(Struct, frozen=True, tag="answer"):
+    """The state machine's answer to a `Query`."""
+
+    request_id: int
+    data: Raw
+
+
+class WatchStarted(Struct, frozen=True, tag="watch_started"):
+    """The watch is there; ``revision`` is the store's present one at this node."""
+
+    request_id: int
+    revision: int
+
+
+class WatchEvents(Struct, frozen=True, tag="watch_events"):
+    """What a watch has to tell; after a batch that is ``canceled`` it is gone.
+
+    A batch without events is progress: sent from time to time, so that silence means trouble.
+    """
+
+    request_id: int
+    batch: WatchBatch
 
 
 class Results(Struct, frozen=True, tag="results"):
@@ -84,8 +135,10 @@ class Failure(Struct, frozen=True, tag="failure"):
     message: str
 
 
-Request: TypeAlias = Hello | Submit | ReadLog | GetStatus
-Response: TypeAlias = Hello | Results | LogEntries | StatusReply | Failure
+Request: TypeAlias = Hello | Submit | ReadLog | GetStatus | Query | Watch | StopWatch
+Response: TypeAlias = (
+    Hello | Results | LogEntries | StatusReply | Answer | WatchStarted | WatchEvents | Failure
+)
 
 encode = msgspec.json.Encoder().encode
 _decode_request = msgspec.json.Decoder(Request).decode
