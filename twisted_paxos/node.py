@@ -242,13 +242,19 @@ class PersistentPaxosNode(Service):
             self.performer.installed(header.slot)
             self._perform(self._decide(lambda: self.replica.install(header.slot, header.sets, now_s)))
         self.replica.applied((), header.log_time_ms, self.machine.deadline_ms)
+        self.storage.compact(0).addCallbacks(self.replica.compacted, self._fail)
         self.applier.resume(self.replica.log.chosen_upto)
 
     def _snapshot_stored(self, slot: int) -> None:
-        """A snapshot came from a peer: it takes the place of the state here, if it is ahead of it."""
-        if slot > self.replica.log.chosen_upto:
+        """A snapshot came from a peer: it takes the place of the state here, if it is ahead of it.
+
+        Storage may have begun anew above it, also when the state here has come as far meanwhile.
+        """
+        if slot > self.applier.applied_upto:
             self.applier.pause()
             self._restore(slot)
+        else:
+            self.storage.compact(0).addCallbacks(self.replica.compacted, self._fail)
 
     def snapshot_message_received(self, sender: Sender, message: FetchPiece | Piece) -> None:
         """What the snapshot protocol calls."""

@@ -6,7 +6,12 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.core.transcript import MEMBERS, ballot, steady
 from twisted_paxos.core.ballot import NO_BALLOT
-from twisted_paxos.core.election import LEADER_SILENT_HEARTBEATS, MAJORITY_SILENT_HEARTBEATS, Election, TakeOver
+from twisted_paxos.core.election import (
+    LEADER_SILENT_HEARTBEATS,
+    MAJORITY_SILENT_HEARTBEATS,
+    Election,
+    TakeOver,
+)
 from twisted_paxos.core.messages import Status
 from twisted_paxos.core.quorum import Membership
 

@@ -7,7 +7,7 @@ core shows when it is made, not only when it has led two nodes to different valu
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from msgspec import Raw
@@ -70,7 +70,7 @@ class Witness:
         self._seen: dict[Sender, ProposalID] = {}
         self._parts: dict[tuple[Sender, int], list[Promise]] = {}
         self._counted: dict[ProposalID, int] = {}
-        self._checks = {
+        self._checks: dict[type, Callable[..., None]] = {
             Prepare: self._prepare,
             Promise: self._promise,
             Accept: self._accept,
