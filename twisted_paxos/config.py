@@ -41,6 +41,10 @@ PEER_PORT_FIRST: Final = 5000
 CLIENT_PORT_OFFSET: Final = 100
 """Where nothing else is said, clients connect this far above the peer port."""
 
+SNAPSHOT_SLOTS: Final = 10_000
+SNAPSHOT_LOG_MB: Final = 64
+"""A snapshot is made after so many slots, or when the log has grown to so many MiB."""
+
 HEARTBEAT_MS: Final = 100
 DISK_STALL_MS: Final = 2_000
 
@@ -65,6 +69,8 @@ _LIMITS: Final[Mapping[str, tuple[int, int]]] = {
     "heartbeat_ms": (10, 60_000),
     "disk_stall_ms": (100, 600_000),
     "datagram_max_bytes": (512, 65_507),
+    "snapshot_slots": (100, 1_000_000_000),
+    "snapshot_log_mb": (1, 1_000_000),
 }
 
 
@@ -86,6 +92,8 @@ class NodeConfig:
         disk_stall_ms: a leader whose disk takes longer than this for one sync steps down.
         cluster_key: what datagrams and frames are authenticated with, 16 to 64 bytes; None: nothing is.
         datagram_max_bytes: the largest datagram; None: by path, see `datagram_limit`.
+        snapshot_slots, snapshot_log_mb: a snapshot is made after so many slots, or when the log has
+            grown to so many MiB.
         print_chosen: log one line for each chosen value.
         warnings: lines to be logged at the start.
     """
@@ -103,6 +111,8 @@ class NodeConfig:
     disk_stall_ms: int = DISK_STALL_MS
     cluster_key: bytes | None = field(default=None, repr=False)
     datagram_max_bytes: int | None = None
+    snapshot_slots: int = SNAPSHOT_SLOTS
+    snapshot_log_mb: int = SNAPSHOT_LOG_MB
     print_chosen: bool = True
     warnings: tuple[str, ...] = ()
 
@@ -417,6 +427,8 @@ def build_config(
     heartbeat_ms: str | int | None = None,
     disk_stall_ms: str | int | None = None,
     datagram_max_bytes: str | int | None = None,
+    snapshot_slots: str | int | None = None,
+    snapshot_log_mb: str | int | None = None,
     cluster_key: str | None = None,
     print_chosen: bool = True,
 ) -> NodeConfig:
@@ -429,7 +441,7 @@ def build_config(
         bind: IP address, with or without a port, to bind where it is not the one others are told.
         storage: ``SCHEME:LOCATION``; default ``file:paxos_data/<uid>``.
         client: endpoint string or ``host:port`` for clients; default 100 above the peer port.
-        heartbeat_ms, disk_stall_ms, datagram_max_bytes: see `NodeConfig`.
+        heartbeat_ms, disk_stall_ms, datagram_max_bytes, snapshot_slots, snapshot_log_mb: see `NodeConfig`.
         cluster_key: path of a file with the key.
         print_chosen: log one line for each chosen value.
 
@@ -440,7 +452,11 @@ def build_config(
     address = _own_address(found, uid, observer)
     bound = _default_bind(address) if bind is None else _parse_bind(bind, address)
     settings = found.settings | _numbers(
-        heartbeat_ms=heartbeat_ms, disk_stall_ms=disk_stall_ms, datagram_max_bytes=datagram_max_bytes
+        heartbeat_ms=heartbeat_ms,
+        disk_stall_ms=disk_stall_ms,
+        datagram_max_bytes=datagram_max_bytes,
+        snapshot_slots=snapshot_slots,
+        snapshot_log_mb=snapshot_log_mb,
     )
     key_file = cluster_key if cluster_key is not None else found.key_file
     key, warnings = (None, ()) if key_file is None else read_key_file(key_file)
@@ -459,6 +475,8 @@ def build_config(
         disk_stall_ms=_check_stall(settings),
         cluster_key=key,
         datagram_max_bytes=settings.get("datagram_max_bytes"),
+        snapshot_slots=settings.get("snapshot_slots", SNAPSHOT_SLOTS),
+        snapshot_log_mb=settings.get("snapshot_log_mb", SNAPSHOT_LOG_MB),
         print_chosen=print_chosen,
         warnings=warnings,
     )

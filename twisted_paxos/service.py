@@ -18,6 +18,7 @@ from twisted_paxos.errors import PaxosError
 from twisted_paxos.interfaces import INodeStorage
 from twisted_paxos.node import PersistentPaxosNode
 from twisted_paxos.protocols.clientport import ClientPort
+from twisted_paxos.snapshots import Policy
 from twisted_paxos.statemachine.kv import KeyValueStore
 from twisted_paxos.storage.providers import find_provider
 
@@ -76,6 +77,7 @@ class NodeService(Service):
             self._fail,
             self._lost,
             KeyValueStore(),
+            Policy(self._config.snapshot_slots, self._config.snapshot_log_mb << 20),
         )
         self._client_port = ClientPort(self.node, self._reactor, self.node.cluster)
 

@@ -70,6 +70,8 @@ class Options(usage.Options):
         ["heartbeat-ms", None, None, "Milliseconds between heartbeats [default: 100]"],
         ["disk-stall-ms", None, None, "A leader whose disk is stuck for so long gives way [default: 2000]"],
         ["datagram-max-bytes", None, None, "The largest datagram [default: 60000 on loopback, else 1400]"],
+        ["snapshot-slots", None, None, "Make a snapshot after so many slots [default: 10000]"],
+        ["snapshot-log-mb", None, None, "Or when the log has grown to so many MiB [default: 64]"],
         ["cluster-key", None, None, "A file with the key that authenticates messages between nodes."],
     ]
 
@@ -130,7 +132,10 @@ class Options(usage.Options):
 
     def _build_config(self, print_chosen: bool) -> NodeConfig:
         texts = ("cluster", "storage", "client", "bind")
-        others = ("heartbeat-ms", "disk-stall-ms", "datagram-max-bytes", "cluster-key")
+        others = (
+            *("heartbeat-ms", "disk-stall-ms", "datagram-max-bytes"),
+            *("snapshot-slots", "snapshot-log-mb", "cluster-key"),
+        )
         given: dict[str, Any] = {name.replace("-", "_"): self[name] for name in texts + others}
         return build_config(
             self["id"], peers=self.peers, observer=bool(self["observer"]), print_chosen=print_chosen, **given
