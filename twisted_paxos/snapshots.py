@@ -47,7 +47,7 @@ class Policy(NamedTuple):
 
     Attributes:
         slots: after so many applied slots.
-        log_bytes: or when the log has grown to this size, and by at least a tenth of it since.
+        log_bytes: or when the log has grown by this much since the last one.
         pause_s: between two pieces, at least; and at least as long as the piece took.
     """
 
@@ -101,8 +101,7 @@ class SnapshotMaker:
         since = self._state.applied_upto - self._storage.snapshot_slot
         if since >= self._policy.slots:
             return True
-        limit_bytes = max(self._policy.log_bytes, self._floor_bytes + self._policy.log_bytes // 10)
-        return since > 0 and self._storage.log_bytes > limit_bytes
+        return since > 0 and self._storage.log_bytes > self._floor_bytes + self._policy.log_bytes
 
     def make(self) -> Deferred[None]:
         """Make one now, of what is applied; fires when it is complete or was given up."""
@@ -132,14 +131,15 @@ class SnapshotMaker:
             pieces.close()  # type: ignore[attr-defined]
         await writer.finish()
         keep_from = max(1, writer.slot - KEEP_SLOTS)
-        self._compacted(await self._storage.compact(keep_from - 1))
+        log_start = await self._storage.compact(keep_from - 1)
+        self._compacted(log_start)
         self._floor_bytes = self._storage.log_bytes
         log.info(
             "snapshot of slot {slot}: {size} bytes in {seconds} s; the log starts at {start}",
             slot=writer.slot,
             size=size_bytes,
             seconds=round(self._clock.seconds() - started_s, 3),
-            start=keep_from,
+            start=log_start,
         )
 
     def _failed(self, failure: Failure, writer: ISnapshotWriter) -> None:
