@@ -328,7 +328,7 @@ class LimitTests(SynchronousTestCase):
         self.assertEqual(store.put(b"more", b"x" * 400).revision, 13)
 
     def test_size_does_not_wait_for_sweeping(self) -> None:
-        """A member in the middle of a snapshot cannot clean its memory, and has the same size all the same."""
+        """A member in the middle of a snapshot cannot clean its memory, yet it has the same size."""
         one, two = Store(), Store()
         under_way = two.kv.snapshot()
         for store in (one, two):

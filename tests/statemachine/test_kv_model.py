@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import io
 import sys
-import unittest
 from random import Random
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from twisted.trial.unittest import SynchronousTestCase
 
 from twisted_paxos.statemachine import kv
@@ -65,17 +64,17 @@ class ModelMachine(RuleBasedStateMachine):
             self.comparison.finish()
 
 
-ModelMachine.TestCase.settings = settings(
+SETTINGS = settings(
     max_examples=25, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
 )
 
 
-class StatefulTests(ModelMachine.TestCase, unittest.TestCase):
-    """`ModelMachine` as a test."""
-
-
 class ModelTests(SynchronousTestCase):
-    """Plain runs, by seed."""
+    """`ModelMachine`, and plain runs by seed."""
+
+    def test_any_order(self) -> None:
+        """Whatever comes in whatever order, the store and the model agree."""
+        run_state_machine_as_test(ModelMachine, settings=SETTINGS)
 
     def test_random_operations(self) -> None:
         """A few thousand operations without a difference; every kind of thing happened."""

@@ -63,14 +63,14 @@ class LeaseTests(SynchronousTestCase):
         self.assertEqual(self.store.kv.lease_time_to_live(lease).ttl, -1)
 
     def test_over_before_it_is_cleaned_up(self) -> None:
-        """From its deadline on a lease takes no keys and cannot be revived, even if no slot came in between."""
+        """From its deadline on a lease takes no keys and cannot be revived, slot or no slot."""
         lease = self.grant(10)
         self.store.time_ms += 10_000
         self.assertEqual(self.store.put(b"k", lease=lease), kvc.LEASE_NOT_FOUND)
         self.assertEqual(self.store.do(LeaseKeepAlive(lease)).ttl, 0)
 
     def test_no_time_no_expiry(self) -> None:
-        """Two holders of one lock after a pause: while log time stands still the first one's lease stands too."""
+        """Two holders of one lock after a pause: while log time stands still, the first lease stands."""
         lease = self.grant(5)
         self.store.put(b"lock", b"first", lease=lease)
         for _ in range(1_000):

@@ -136,7 +136,7 @@ class DeterminismTests(SynchronousTestCase):
         self.assertIn("child=False", str(error))
 
     def test_key_value_store(self) -> None:
-        """The key-value store passes, with leases that expire, compaction and values that mean nothing to it."""
+        """The key-value store passes, with leases that expire, compaction and opaque values."""
         commands = [encode_opaque("text")]
         for n in range(150):
             commands += [

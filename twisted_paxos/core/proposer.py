@@ -243,6 +243,8 @@ class Proposer:
                 if slot > base and (slot not in best or ballot > best[slot].ballot):
                     best[slot] = Entry(ballot, value)
         highest = max(best, default=base)
+        # What is chosen was accepted by one of those that promised: they report it, or know it as chosen.
+        assert highest >= self.log.chosen_upto, "a promise is missing something that is chosen"
         time_ms = max((decode_value(entry.value).time_ms for entry in best.values()), default=0)
         self.clock.start(time_ms, now_s)
         noop = encode_value(0, ())

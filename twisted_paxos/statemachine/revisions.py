@@ -46,12 +46,14 @@ class RevisionLog:
 
     def entry(self, revision: int) -> tuple[KeyValue, ...]:
         """The changes of ``revision``, which must be between ``first`` and ``last``."""
+        assert revision >= self.first
         entry = self._entries[revision - self.first + self._gone]
         assert entry is not None
         return entry if type(entry) is tuple else (entry,)  # type: ignore[return-value]
 
     def freed_upto(self, revision: int) -> int:
         """The running sum at ``revision``, which must be between ``first`` and ``last``."""
+        assert revision >= self.first
         return self._freed[revision - self.first + self._gone]
 
     def first_with_freed(self, freed_bytes: int) -> int:

@@ -317,6 +317,7 @@ class WatchHub:
             kvs = mvcc.versions_from(watcher.request.key, behind_from, self.scan_revisions)
             following = kvs[-1].mod_revision if len(kvs) == self.scan_revisions else 0
             return (kv for kv in kvs if kv.mod_revision != following and watcher.wants(kv)), following
+        behind_from = max(behind_from, mvcc.log.first)  # the empty store's revision is in no log
         upto = min(mvcc.revision, behind_from + self.scan_revisions - 1)
         changes = (kv for revision in range(behind_from, upto + 1) for kv in mvcc.log.entry(revision))
         wanted = (kv for kv in changes if within(kv.key, watcher.bounds) and watcher.wants(kv))
