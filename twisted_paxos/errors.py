@@ -73,3 +73,36 @@ class SessionExpired(PaxosError):
 
 class NodeStopped(PaxosError):
     """The node was stopped before it could answer."""
+
+
+class KeyValueError(PaxosError):
+    """The key-value store refused a request; nothing of it was done.
+
+    Attributes:
+        code: gRPC's number of the kind of error.
+        message: etcd's own text.
+    """
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+class WatchCanceled(PaxosError):
+    """A watch cannot go on.
+
+    Attributes:
+        reason: why, in one line.
+        compact_revision: when above 0, history below it is gone: read anew, and watch from there.
+    """
+
+    def __init__(self, reason: str, compact_revision: int = 0) -> None:
+        hint = f"; history begins at revision {compact_revision}" if compact_revision else ""
+        super().__init__(f"the watch was cancelled: {reason}{hint}")
+        self.reason = reason
+        self.compact_revision = compact_revision
+
+
+class LeaseLost(PaxosError):
+    """A lease is over, or nobody can be sure that it is not: what hung on it is not held any more."""

@@ -209,15 +209,16 @@ class PersistentPaxosNode(Service):
         self._tick()
 
     def _make_snapshot_parts(self) -> None:
+        self.snapshot_server = SnapshotServer(self._reactor, self.storage, self.messenger)
         self.snapshot_maker = SnapshotMaker(
             self._reactor,
             self.storage,
             self.state,
             lambda slot: committed_sets(self.replica.membership.sets, slot, limits.ALPHA),
             self.replica.compacted,
+            self.snapshot_server.oldest,
             self._snapshot_policy,
         )
-        self.snapshot_server = SnapshotServer(self._reactor, self.storage, self.messenger)
         self.snapshot_receiver = SnapshotReceiver(
             self._reactor, self.storage, self.messenger, self._snapshot_stored, self._random
         )

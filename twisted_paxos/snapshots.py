@@ -18,6 +18,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from twisted_paxos.core import limits
 from twisted_paxos.core.messages import FetchPiece, Piece, Sender
 from twisted_paxos.errors import StorageDamaged, StorageError, StorageFull
 from twisted_paxos.interfaces import (
@@ -67,7 +68,8 @@ class SnapshotMaker:
         storage: where it goes.
         state: what of.
         sets: gives the voting incarnations as of a slot.
-        compacted: told the lowest slot that is still stored.
+        compacted: told the lowest slot that will still be stored.
+        served_from: gives the slot of the oldest snapshot that a peer is fetching.
         policy: when.
     """
 
@@ -78,6 +80,7 @@ class SnapshotMaker:
         state: ReplicatedState,
         sets: Callable[[int], Sets],
         compacted: Callable[[int], None],
+        served_from: Callable[[], int],
         policy: Policy,
     ) -> None:
         self.running: Deferred[None] | None = None
@@ -86,6 +89,7 @@ class SnapshotMaker:
         self._state = state
         self._sets = sets
         self._compacted = compacted
+        self._served_from = served_from
         self._policy = policy
         self._floor_bytes = 0
         self._stopped = False
@@ -130,9 +134,11 @@ class SnapshotMaker:
         finally:
             pieces.close()  # type: ignore[attr-defined]
         await writer.finish()
-        keep_from = max(1, writer.slot - KEEP_SLOTS)
+        # A peer that fetches an older snapshot will want the log from there on.
+        keep_from = max(1, min(writer.slot - KEEP_SLOTS, self._served_from() + 1))
+        # Told first: nobody may be promised a slot that is about to go.
+        self._compacted(keep_from)
         log_start = await self._storage.compact(keep_from - 1)
-        self._compacted(log_start)
         self._floor_bytes = self._storage.log_bytes
         log.info(
             "snapshot of slot {slot}: {size} bytes in {seconds} s; the log starts at {start}",
@@ -180,6 +186,10 @@ class SnapshotServer:
         reading = reader.read(message.number)
         reading.addCallback(self._send, sender, message, reader)
         reading.addErrback(self._failed, reader)
+
+    def oldest(self) -> int:
+        """The slot of the oldest snapshot that was asked for lately; far above all when there is none."""
+        return min(self._readers, default=limits.NUMBER_MAX - 1)
 
     def _reader(self, slot: int) -> ISnapshotReader | None:
         slot = slot or self._storage.snapshot_slot

@@ -90,6 +90,7 @@ class RandomRun:
         if up:
             self.submitted += 1
             self._random.choice(up).submit([command(self.submitted)])
+            self._random.choice(up).read()
 
     def _fault(self) -> None:
         cluster, random = self.cluster, self._random

@@ -11,9 +11,10 @@ import os
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.core.runs import RandomRun, Weather
+from twisted_paxos.core import limits
 
 SEEDS = 60
-FORMING = Weather(seconds=4.0, loss=0.3, replay=0.1)
+LOSING_DISKS = Weather(loss=0.2, replay=0.05, stall=0.003, commands=0.85, wipes=0.4)
 STORM = Weather(seconds=8.0, loss=0.3, replay=0.05, stall=0.01, commands=0.8)
 
 
@@ -44,6 +45,7 @@ class RandomRunTests(SynchronousTestCase):
         """Three nodes agree, lose nothing, and go on once all is well again."""
         runs = self.check(3, Weather())
         self.assertGreater(sum(len(run.cluster.acknowledged) for run in runs), 100 * len(runs))
+        self.assertGreater(sum(run.cluster.reads for run in runs), 50 * len(runs))
 
     def test_fiveNodes(self) -> None:
         """Five nodes likewise."""
@@ -53,6 +55,14 @@ class RandomRunTests(SynchronousTestCase):
         """30 % loss, many crashes, slow disks: safe all the same."""
         self.check(3, STORM, share=2)
         self.check(5, STORM, share=6)
+
+    def test_lostDisks(self) -> None:
+        """Nodes lose their whole disk, one after the other: they come back by a Replace, nothing is lost."""
+        self.patch(limits, "ALPHA", 6)
+        self.patch(limits, "WINDOW_SLOTS", 12)
+        self.patch(limits, "BALLOTS_PER_SLOT", 3)
+        runs = self.check(3, LOSING_DISKS, share=2) + self.check(5, LOSING_DISKS, share=10)
+        self.assertGreater(sum(run.wiped for run in runs), len(runs) // 2)
 
     def test_fourNodesAndTwo(self) -> None:
         """Even sizes need more than half as well."""

@@ -8,15 +8,18 @@ from collections.abc import Iterator
 import msgspec
 from msgspec import Raw
 from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
 
 from twisted_paxos.statemachine.commands import Context, encode_opaque
 from twisted_paxos.statemachine.kv import KeyValueStore
 from twisted_paxos.statemachine.kvcommands import Compact, DeleteRange, LeaseGrant, Put, Txn, encode_command
+from twisted_paxos.statemachine.machine import IStateMachine
 from twisted_paxos.testing.determinism import NotDeterministic, check_determinism
 
 COMMANDS = [Raw(msgspec.json.encode(word)) for word in ("one", "two", "three", "four", "two", "five")]
 
 
+@implementer(IStateMachine)
 class Words:
     """A good machine: the set of words that it was told; answers how many there are."""
 
@@ -32,6 +35,10 @@ class Words:
 
     def advance(self, context: Context) -> None:
         """Nothing depends on time."""
+
+    def query(self, payload: Raw) -> Raw:
+        """How many words there are."""
+        return Raw(b"%d" % len(self.words))
 
     def snapshot(self) -> Iterator[bytes]:
         """The words, one a piece."""

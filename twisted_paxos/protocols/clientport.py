@@ -57,14 +57,6 @@ READS_MAX: Final = 16
 BACKLOG_MAX_BYTES: Final = 4 << 20
 """What is written for a client while it does not read; beyond, it is dropped."""
 
-READ_CHUNK_BYTES: Final = 64 << 10
-"""Values asked of the node for one `LogEntries` frame."""
-
-READ_RETRY_S: Final = 0.02
-READ_RETRIES_MAX: Final = 250
-"""A slot is known as chosen a little before storage can give it back: how often, and how many times
-it is asked for again before the read fails."""
-
 RESULTS_PER_FRAME: Final = 4_000
 """Results in one frame: below the frame limit, with the longest client ids too."""
 
@@ -134,7 +126,7 @@ class ClientPortProtocol(Int32StringReceiver):
         self._results: list[Result] = []
         self._flush_call: IDelayedCall | None = None
         self._limit_call: IDelayedCall | None = None
-        self._reads: set[_LogRead] = set()
+        self._reads: set[LogRead] = set()
         self._backlog_bytes = 0
 
     # -- the connection ------------------------------------------------------------------
@@ -147,12 +139,12 @@ class ClientPortProtocol(Int32StringReceiver):
         self.transport.registerProducer(self, True)
         if self._refusal:
             self.port.count("too_many_connections")
-            self._reply(Failure(0, "overloaded", self._refusal))
+            self.reply(Failure(0, "overloaded", self._refusal))
             self.close()
             return
         self.port.connections.add(self)
         self._limit_call = self.port.reactor.callLater(HELLO_TIMEOUT_S, self._hello_timeout)
-        self._reply(Hello(CLIENT_VERSION, self.port.node.uid, self.port.cluster))
+        self.reply(Hello(CLIENT_VERSION, self.port.node.uid, self.port.cluster))
 
     def connectionLost(self, reason: TwistedFailure = connectionDone) -> None:
         """Take back from the node all that this client still waited for."""
@@ -171,7 +163,7 @@ class ClientPortProtocol(Int32StringReceiver):
         self._cancel_calls()
         self._forget()
         self.transport.unregisterProducer()
-        self._limit_call = self.port.reactor.callLater(CLOSE_TIMEOUT_S, self._abort)
+        self._limit_call = self.port.reactor.callLater(CLOSE_TIMEOUT_S, self.abort)
         self.transport.loseConnection()
 
     def _forget(self) -> None:
@@ -191,7 +183,7 @@ class ClientPortProtocol(Int32StringReceiver):
         self._limit_call = None
         self._bad_request("no_hello", f"no hello within {HELLO_TIMEOUT_S:g} seconds")
 
-    def _abort(self) -> None:
+    def abort(self) -> None:
         self._closing = True
         self.transport.abortConnection()
 
@@ -206,7 +198,7 @@ class ClientPortProtocol(Int32StringReceiver):
         for read in list(self._reads):
             read.go_on()
 
-    def _reply(self, message: Response) -> None:
+    def reply(self, message: Response) -> None:
         frame = encode(message)
         if self.paused:
             self._backlog_bytes += len(frame)
@@ -224,7 +216,7 @@ class ClientPortProtocol(Int32StringReceiver):
             peer=self.transport.getPeer(),
             limit=BACKLOG_MAX_BYTES,
         )
-        self._abort()
+        self.abort()
 
     # -- requests --------------------------------------------------------------------------
 
@@ -259,7 +251,7 @@ class ClientPortProtocol(Int32StringReceiver):
             peer=self.transport.getPeer(),
             detail=detail,
         )
-        self._reply(Failure(0, "bad_request", detail))
+        self.reply(Failure(0, "bad_request", detail))
         self.close()
 
     def _hello(self, hello: Hello) -> None:
@@ -274,33 +266,33 @@ class ClientPortProtocol(Int32StringReceiver):
     def _submit(self, request: Submit) -> None:
         commands = request.commands
         if not all(command.client for command in commands):
-            self._reply(Failure(request.request_id, "bad_request", "a command has no client id"))
+            self.reply(Failure(request.request_id, "bad_request", "a command has no client id"))
             return
         names = {(command.client, command.sequence) for command in commands} - self._pending
         if len(self._pending) + len(names) > COMMANDS_IN_PROGRESS_MAX:
             message = f"{COMMANDS_IN_PROGRESS_MAX} commands of this connection are in progress already"
-            self._reply(Failure(request.request_id, "overloaded", message))
+            self.reply(Failure(request.request_id, "overloaded", message))
             return
         self._pending |= names
         try:
             self.port.node.submit(commands, self)
         except Exception as error:
             self._pending -= names
-            self._reply(_failure_for(request.request_id, error))
+            self.reply(failure_for(request.request_id, error))
 
     def _get_status(self, request: GetStatus) -> None:
         status = self.port.node.status()
         assert isinstance(status, NodeStatus)
-        self._reply(StatusReply(request.request_id, status))
+        self.reply(StatusReply(request.request_id, status))
 
     def _read_log(self, request: ReadLog) -> None:
         if request.from_slot < 1:
-            self._reply(Failure(request.request_id, "bad_request", "slots start at 1"))
+            self.reply(Failure(request.request_id, "bad_request", "slots start at 1"))
         elif len(self._reads) >= READS_MAX:
             message = f"{READS_MAX} log reads of this connection are in progress already"
-            self._reply(Failure(request.request_id, "overloaded", message))
+            self.reply(Failure(request.request_id, "overloaded", message))
         else:
-            read = _LogRead(self, request)
+            read = LogRead(self, request)
             self._reads.add(read)
             read.start()
 
@@ -322,112 +314,4 @@ class ClientPortProtocol(Int32StringReceiver):
         self._pending.difference_update([(result.client, result.sequence) for result in results])
         for start in range(0, len(results), RESULTS_PER_FRAME):
             if not self._closing:
-                self._reply(Results(tuple(results[start : start + RESULTS_PER_FRAME])))
-
-
-class _LogRead:
-    """One `ReadLog` in progress: asks the node for the next chunk only when the client reads."""
-
-    def __init__(self, protocol: ClientPortProtocol, request: ReadLog) -> None:
-        self._protocol = protocol
-        self._node = protocol.port.node
-        self._request_id = request.request_id
-        self._follow = request.follow
-        self._next_slot = request.from_slot
-        self._end_slot = 0  # Known as chosen; a plain read ends there.
-        self._retries = 0
-        self._asking: Deferred[Any] | None = None
-        self._ask_again = False
-        self._stopped = False
-        self._stop_listening: Callable[[], None] | None = None
-
-    def start(self) -> None:
-        """Send the first chunk."""
-        status = self._node.status()
-        assert isinstance(status, NodeStatus)
-        self._end_slot = status.chosen_upto
-        if self._follow:
-            self._stop_listening = self._node.on_chosen(self._chosen)
-        self.go_on()
-
-    def stop(self) -> None:
-        """End without a word to the client."""
-        self._stopped = True
-        self._protocol._reads.discard(self)
-        if self._stop_listening is not None:
-            self._stop_listening()
-            self._stop_listening = None
-
-    def go_on(self) -> None:
-        """Ask for the next chunk, unless one is under way or the client does not read."""
-        if self._stopped or self._protocol.paused:
-            return
-        if self._asking is not None:
-            self._ask_again = True
-            return
-        self._ask_again = False
-        asking = self._asking = self._node.read_log(self._next_slot, READ_CHUNK_BYTES)
-        asking.addCallbacks(self._got, self._failed)
-        asking.addErrback(self._broken)
-
-    def _chosen(self, chosen_upto: int) -> None:
-        self._end_slot = max(self._end_slot, chosen_upto)
-        if chosen_upto >= self._next_slot:
-            self.go_on()
-
-    def _got(self, entries: Sequence[SlotEntry]) -> None:
-        self._asking = None
-        if self._stopped:
-            return
-        if not self._follow:
-            entries = [entry for entry in entries if entry.slot <= self._end_slot]
-        if entries:
-            self._next_slot = entries[-1].slot + 1
-            self._retries = 0
-        elif self._next_slot <= self._end_slot:
-            self._retry()
-            return
-        last = not self._follow and self._next_slot > self._end_slot
-        if entries or last:
-            self._protocol._reply(LogEntries(self._request_id, tuple(entries), last))
-        if last:
-            self.stop()
-        elif entries or self._ask_again:
-            # Not from here: a node that answers at once would recurse, and starve its reactor.
-            self._protocol.port.reactor.callLater(0, self.go_on)
-
-    def _retry(self) -> None:
-        """The next slot is chosen, and cannot be read yet."""
-        self._retries += 1
-        if self._retries <= READ_RETRIES_MAX:
-            delay_s = 0 if self._ask_again else READ_RETRY_S
-            self._protocol.port.reactor.callLater(delay_s, self.go_on)
-            return
-        self.stop()
-        message = f"slot {self._next_slot} is chosen and cannot be read here; try another node"
-        self._protocol._reply(Failure(self._request_id, "unavailable", message))
-
-    def _failed(self, failure: TwistedFailure) -> None:
-        self._asking = None
-        if not self._stopped:
-            self.stop()
-            self._protocol._reply(_failure_for(self._request_id, failure.value))
-
-    def _broken(self, failure: TwistedFailure) -> None:
-        log.failure("A log read for a client broke; its connection is cut", failure)
-        self.stop()
-        self._protocol._abort()
-
-
-def _failure_for(request_id: int, error: BaseException | None) -> Failure:
-    """How the client is told of ``error``; what nobody foresaw is logged here."""
-    if isinstance(error, Overloaded):
-        return Failure(request_id, "overloaded", str(error))
-    if isinstance(error, ValueTooLarge):
-        return Failure(request_id, "value_too_large", str(error))
-    if isinstance(error, StorageError) and not isinstance(error, StorageFull):
-        return Failure(request_id, "internal", str(error))
-    if isinstance(error, PaxosError):
-        return Failure(request_id, "unavailable", str(error) or "the node cannot do this now")
-    log.failure("A client's request failed", TwistedFailure(error))
-    return Failure(request_id, "internal", "the node failed to do this; its log says why")
+                self.reply(Results(tuple(results[start : start + RESULTS_PER_FRAME])))

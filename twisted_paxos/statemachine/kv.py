@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 from msgspec import Raw
+from zope.interface import implementer
 
 from twisted_paxos.statemachine.commands import NO_DATA, Context, decode_payload
 from twisted_paxos.statemachine.kvcommands import (
@@ -69,6 +70,7 @@ from twisted_paxos.statemachine.kvsnapshot import (
     snapshot_pieces,
 )
 from twisted_paxos.statemachine.leases import Leases
+from twisted_paxos.statemachine.machine import IStateMachine
 from twisted_paxos.statemachine.mvcc import Mvcc
 from twisted_paxos.statemachine.queries import read_range, refuse_range
 from twisted_paxos.statemachine.ranges import bounds_of
@@ -86,6 +88,7 @@ from twisted_paxos.statemachine.watches import WatchHub
 _decode_query = msgspec.json.Decoder(KvQuery).decode
 
 
+@implementer(IStateMachine)
 class KeyValueStore:
     """The store. `IStateMachine` says what `apply`, `advance`, `snapshot` and `restore` promise.
 
@@ -169,6 +172,7 @@ class KeyValueStore:
         reader = SnapshotReader(Leases(self.limits))
         for piece in pieces:
             yield from reader.feed(piece)
+            yield None  # also where the piece ended no frame
         head = reader.finish()
         self._mvcc = reader.mvcc
         self._leases = reader.leases

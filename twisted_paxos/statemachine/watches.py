@@ -146,6 +146,11 @@ class WatchHub:
     def __len__(self) -> int:
         return len(self.watchers)
 
+    @property
+    def revision(self) -> int:
+        """The store's last revision at this node."""
+        return self._mvcc.revision
+
     # -------------------------------------------------------- for the callers
 
     def create(self, request: WatchRequest, wake: Callable[[], None]) -> int:

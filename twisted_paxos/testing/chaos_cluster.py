@@ -31,7 +31,7 @@ FIFREEZE: Final = 0xC0045877
 FITHAW: Final = 0xC0045878
 """Requests to the kernel: every write to this file system waits, until the second one."""
 
-DISK_BYTES: Final = 128 << 20
+DISK_BYTES: Final = 384 << 20
 """Size of the small disks."""
 
 

@@ -244,7 +244,7 @@ FAULTS: Final = (
     Fault("restart", "all killed and restarted", _all_killed, "0.7 / 2.8 s", lasts_s=6.0),
     Fault("loss-10", "10 % loss", _loss(10), "49 writes/s", loss_percent=10),
     Fault("loss-30", "30 % loss", _loss(30), "0.7 writes/s", loss_percent=30),
-    Fault("full-disk", "all disks full", _all_full, disk="small", value_bytes=32_000),
+    Fault("full-disk", "all disks full", _all_full, disk="small", value_bytes=100_000),
     Fault("stalled-disk", "leader's disk stalls", _stalled, "keeps the leader", lasts_s=6.0, disk="own"),
     Fault("slow-disk", "leader's disk is slow (100 ms)", _slow, disk="own"),
 )

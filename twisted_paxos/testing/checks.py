@@ -24,7 +24,15 @@ STATE_EVERY_SLOTS = 8
 
 
 class Disk:
-    """What one node certainly has on its disk: what it was told is durable."""
+    """What one node certainly has on its disk: what it was told is durable.
+
+    Attributes:
+        incarnation: the last one that was started with it.
+        promised, stored: its promise, and slot -> (learnt, not accepted; entry).
+        highest: the highest slot ever stored.
+        older_copy: it was put back to an older state since the last start.
+        damaged: it was damaged in this incarnation.
+    """
 
     def __init__(self) -> None:
         self.incarnation = ""
@@ -32,6 +40,7 @@ class Disk:
         self.stored: dict[int, tuple[bool, Entry]] = {}
         self.highest = 0
         self.older_copy = False
+        self.damaged = False
 
 
 class Check:
@@ -121,6 +130,8 @@ class Durable(Check):
 
     def recovered(self, life: Life, disk: Disk, recovered: Recovered) -> None:
         """Compare."""
+        if disk.incarnation and recovered.identity.incarnation != disk.incarnation and not disk.damaged:
+            raise Violation(f"{life} lost its storage, and no fault explains it")
         if recovered.identity.incarnation != disk.incarnation or disk.older_copy:
             return
         if recovered.promised < disk.promised:
@@ -348,7 +359,7 @@ class Checks:
         disk = self.disks[life[0]]
         self._tell("recovered", life, disk, recovered)
         if recovered.identity.incarnation != disk.incarnation:
-            disk.stored, disk.incarnation = {}, recovered.identity.incarnation
+            disk.stored, disk.incarnation, disk.damaged = {}, recovered.identity.incarnation, False
         disk.older_copy = False
         disk.promised = recovered.promised
         kept = {s: had for s, had in disk.stored.items() if s <= recovered.chosen_upto}

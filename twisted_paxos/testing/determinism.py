@@ -22,8 +22,8 @@ from importlib import import_module
 import msgspec
 from msgspec import Raw, Struct
 
-from twisted_paxos.interfaces import IStateMachine
 from twisted_paxos.statemachine.commands import Context
+from twisted_paxos.statemachine.machine import IStateMachine
 
 CHILD_TIMEOUT_S = 600
 
@@ -102,7 +102,8 @@ def _run_restored(factory: Callable[[], IStateMachine], payloads: Sequence[Raw],
         pass
     if after.deadline_ms != before.deadline_ms:
         raise NotDeterministic(
-            f"deadline_ms is {before.deadline_ms} before a snapshot and {after.deadline_ms} after it was restored"
+            f"deadline_ms is {before.deadline_ms} before a snapshot"
+            f" and {after.deadline_ms} after it was restored"
         )
     results += _apply(after, payloads[middle:], middle, step_ms)
     return Trace(results, b"".join(after.snapshot()))

@@ -63,7 +63,7 @@ class Injector:
         schedule: what and when.
         tell: told a line for each thing that happens.
         highest_stored: gives the highest slot that a node ever stored.
-        damaged: told the id of a node whose disk was put back to an older state.
+        damaged: told the id of a node and the kind of damage that its disk took.
 
     Attributes:
         nodes: what is wrong with each.
@@ -76,7 +76,7 @@ class Injector:
         schedule: Schedule,
         tell: Callable[[str], None],
         highest_stored: Callable[[str], int],
-        damaged: Callable[[str], None],
+        damaged: Callable[[str, str], None],
     ) -> None:
         self.cluster = cluster
         self.schedule = schedule
@@ -407,6 +407,7 @@ class Injector:
         if what:
             state = self.nodes[node.uid]
             state.whole_from = max(self._highest_stored(node.uid), state.whole_from or 0)
+            self._damaged(node.uid, fault.kind)
             self._tell(f"{node.uid}: {what}")
 
     def _may_damage(self, node: SimulatedNode) -> bool:
@@ -462,7 +463,6 @@ class Injector:
         if not old:
             return ""
         node.disk.restore(random.choice(old))
-        self._damaged(node.uid)
         return "an old copy of its directory is put back"
 
     def _has_recorded(self, uid: str, incarnation: str, boot: int) -> bool:

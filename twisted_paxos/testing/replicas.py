@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted_paxos.core.ballot import NO_BALLOT
-from twisted_paxos.core.effects import EVERYONE, OTHERS, Effects, ReadChosen, Send
+from twisted_paxos.core.effects import EVERYONE, OTHERS, Effects, Readable, ReadChosen, Send
 from twisted_paxos.core.messages import Chosen, Command, Entry, Sender, SlotEntry, decode_value
 from twisted_paxos.core.records import (
     Identity,
@@ -115,6 +115,7 @@ class PureNode:
         self.writing_since_s: float | None = None
         self.records: list[Record] = []
         self.replies: list[Send] = []
+        self.reading: dict[int, int] = {}
         self.disk.settle()
         self.stored_upto = self.disk.chosen_upto
         cluster.witness.recovered(self.uid, self.disk.chosen_upto, self.disk.log)
@@ -178,6 +179,22 @@ class PureNode:
         self.replica.submit(commands, self)
         self.perform(self.replica.flush(self.cluster.now_s))
 
+    def read(self) -> None:
+        """A linearizable read: it must see all that was applied anywhere by now."""
+        assert self.replica is not None
+        read_id, effects = self.replica.read(self.cluster.now_s)
+        self.reading[read_id] = self.cluster.witness.applied_upto
+        self.perform(effects)
+
+    def confirmed(self, readable: Readable) -> None:
+        """A read of this node may be answered, once that slot is applied."""
+        assert self.replica is not None
+        at_least = self.reading.pop(readable.read_id, 0)
+        self.replica.reads.forget(readable.read_id)
+        if readable.slot < at_least:
+            raise Violation(f"{self.uid}: a read at slot {readable.slot} misses slot {at_least}")
+        self.cluster.reads += 1
+
     def perform(self, effects: Effects) -> None:
         """Persist, then send, then apply."""
         if effects.lost:
@@ -193,6 +210,8 @@ class PureNode:
             self.apply(entry)
         for read in effects.reads:
             self.answer(read)
+        for readable in effects.readable:
+            self.confirmed(readable)
 
     def hold(self, replies: list[Send]) -> None:
         """Tie replies to the write that covers them."""
@@ -280,6 +299,7 @@ class PureCluster:
         stall: per write, the chance that the disk takes seconds.
         cut: the directions, (from, to), in which nothing passes.
         witness: knows what is truly chosen.
+        reads: how many linearizable reads were confirmed.
         acknowledged: (client, sequence) of the commands whose results a client was told.
         elected: (seconds, id) of each time that a node came to lead.
     """
@@ -296,6 +316,7 @@ class PureCluster:
         self._leading: list[str] = []
         self._old: list[tuple[str, str, Sender, Any]] = []
         self.acknowledged: set[tuple[str, int]] = set()
+        self.reads = 0
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
         self.voters = [chr(ord("A") + n) for n in range(size)]

@@ -134,7 +134,7 @@ class Run:
             schedule,
             self.trace.tell,
             lambda uid: self.checks.disks[uid].highest,
-            self._older_copy,
+            self._damaged,
         )
         policy = Policy(sizes.snapshot_slots, sizes.snapshot_log_bytes)
         self.taps = Taps(self.cluster, self.checks, self.trace.sent, self.injector.applied, policy)
@@ -145,8 +145,10 @@ class Run:
     def _may_stop(self, uid: str) -> bool:
         return bool(self.injector.nodes[uid].excuses)
 
-    def _older_copy(self, uid: str) -> None:
-        self.checks.disks[uid].older_copy = True
+    def _damaged(self, uid: str, kind: str) -> None:
+        disk = self.checks.disks[uid]
+        disk.damaged = True
+        disk.older_copy = disk.older_copy or kind == "old_copy"
 
     def _stopped(self, node: SimulatedNode) -> None:
         self.checks.stopped(node.uid, node.stopped_with)

@@ -173,7 +173,7 @@ def draw_sizes(random: Random) -> Sizes:
         sync_s=random.choice((0.0, 0.000_5, 0.000_5, 0.005, 0.03)),
         snapshot_slots=some(10_000, 3, 10, 40),
         snapshot_log_bytes=some(64 << 20, 2_000, 20_000),
-        keep_slots=some(1_000, 0, 1, 10),
+        keep_slots=some(1_000, 10, 30, 100),
     )
 
 

@@ -57,12 +57,14 @@ class Witness:
         chosen: slot -> value of every slot that a majority of the incarnations that vote on it has
             durably accepted at one ballot.
         chosen_upto: every slot up to here is among them.
+        applied_upto: the highest slot that any node has applied, and so may have answered.
     """
 
     def __init__(self, voters: Sequence[str]) -> None:
         self.membership = Membership(voters, {})
         self.chosen: dict[int, Raw] = {}
         self.chosen_upto = 0
+        self.applied_upto = 0
         self._chosen_at: dict[int, ProposalID] = {}
         self._votes: dict[tuple[int, ProposalID], set[str]] = {}
         self._proposed: dict[tuple[int, ProposalID], Raw] = {}
@@ -119,6 +121,7 @@ class Witness:
     def applied(self, uid: str, entry: SlotEntry) -> None:
         """``uid`` applies this as chosen."""
         self._is_chosen(f"{uid} applying", entry)
+        self.applied_upto = max(self.applied_upto, entry.slot)
 
     def _is_chosen(self, who: str, entry: SlotEntry) -> None:
         if entry.slot not in self.chosen:

@@ -93,11 +93,27 @@ class WatchStarted(Struct, frozen=True, tag="watch_started"):
 class WatchEvents(Struct, frozen=True, tag="watch_events"):
     """What a watch has to tell; after a batch that is ``canceled`` it is gone.
 
-    A batch without events is progress: sent from time to time, so that silence means trouble.
+    Attributes:
+        more: the rest of this batch follows in the next frame of this watch: one revision may be larger
+            than a frame.
     """
 
     request_id: int
     batch: WatchBatch
+    more: bool = False
+
+
+class WatchProgress(Struct, frozen=True, tag="watch_progress"):
+    """Every watch of this connection has been told everything up to ``revision``.
+
+    Sent every second to a connection with watches, so that silence means trouble.
+
+    Attributes:
+        behind: the watches, by request number, of which that is not true: more is on its way to them.
+    """
+
+    revision: int
+    behind: tuple[int, ...] = ()
 
 
 class Results(Struct, frozen=True, tag="results"):
@@ -137,7 +153,15 @@ class Failure(Struct, frozen=True, tag="failure"):
 
 Request: TypeAlias = Hello | Submit | ReadLog | GetStatus | Query | Watch | StopWatch
 Response: TypeAlias = (
-    Hello | Results | LogEntries | StatusReply | Answer | WatchStarted | WatchEvents | Failure
+    Hello
+    | Results
+    | LogEntries
+    | StatusReply
+    | Answer
+    | WatchStarted
+    | WatchEvents
+    | WatchProgress
+    | Failure
 )
 
 encode = msgspec.json.Encoder().encode
