@@ -122,7 +122,7 @@ class SnapshotMaker:
         started_s = self._clock.seconds()
         size_bytes = 0
         try:
-            for piece in pieces:
+            for piece in filter(None, pieces):
                 before_s = self._clock.seconds()
                 await writer.write(piece)
                 size_bytes += len(piece)

@@ -122,12 +122,27 @@ class ElectionTests(SynchronousTestCase):
         self.assertFalse(self.wants(5.9))
         self.assertTrue(self.wants(6.1))
 
+    def test_asksAgainBeforeItTakesOver(self) -> None:
+        """A node that was just cut off still has old answers: it takes over on new ones only."""
+        self.probe(2.9, B=LOST)
+        self.assertIs(self.election.take_over(NO_BALLOT, 3.0), TakeOver.ASK)
+        self.assertIs(self.election.take_over(NO_BALLOT, 3.5), TakeOver.NO)
+        self.probe(3.6, B=LOST)
+        self.assertIs(self.election.take_over(NO_BALLOT, 3.6), TakeOver.GO)
+
+    def test_newAnswersMayTellOfALeader(self) -> None:
+        """If one of those it asks has a leader that works, it leaves that one alone."""
+        self.probe(3.0, B=LOST)
+        self.assertIs(self.election.take_over(NO_BALLOT, 3.0), TakeOver.ASK)
+        self.probe(3.1, B=follows("1.C"))
+        self.assertIs(self.election.take_over(NO_BALLOT, 3.1), TakeOver.NO)
+
     def test_jitterComesFirst(self) -> None:
         """With chance at its worst, a candidate waits half a round before it takes over."""
         self.election = Election("A", Membership("ABC", MEMBERS), 1.0, lambda: 1.0, 0.0)
-        self.probe(3.0, B=LOST)
-        self.assertFalse(self.wants(3.0))
-        self.assertTrue(self.wants(3.6))
+        for now_s, expected in ((3.0, TakeOver.ASK), (3.4, TakeOver.NO), (3.6, TakeOver.GO)):
+            self.probe(now_s, B=LOST)
+            self.assertIs(self.election.take_over(NO_BALLOT, now_s), expected)
 
     def test_majorityIsLostWithTime(self) -> None:
         """Peers that answer no more are not reached after a while: a leader steps down by that."""

@@ -19,7 +19,6 @@ from twisted_paxos.core.acceptor import Acceptor
 from twisted_paxos.core.ballot import NO_BALLOT, ProposalID
 from twisted_paxos.core.effects import Effects
 from twisted_paxos.core.learner import Learner
-from twisted_paxos.core.log import Log
 from twisted_paxos.core.messages import Entry, encode_value
 from twisted_paxos.core.proposer import Proposer
 from twisted_paxos.core.quorum import Membership
@@ -202,17 +201,6 @@ def believes_an_old_chosen_upto() -> Mutant:
     return patch.object(Learner, "on_chosen_upto", broken)
 
 
-def any_entry_is_the_value() -> Mutant:
-    """A chosen slot is filled with whatever was accepted there, also at a lower ballot."""
-    mark = Log.mark_chosen
-
-    def broken(self: Log, slot: int, ballot: ProposalID) -> None:
-        own = self.entries.get(slot)
-        mark(self, slot, min(ballot, own.ballot) if own else ballot)
-
-    return patch.object(Log, "mark_chosen", broken)
-
-
 def ballot_used_again() -> Mutant:
     """After a restart the first take-over uses the ballot that is saved, not one above it."""
     take_over = Proposer.take_over
@@ -290,7 +278,6 @@ def _tests() -> Iterator[tuple[str, Any]]:
         adds_up_ballots,
         accepts_below_its_promise,
         believes_an_old_chosen_upto,
-        any_entry_is_the_value,
         ballot_used_again,
         goes_on_after_a_higher_ballot,
         promise_in_parts_cut_short,

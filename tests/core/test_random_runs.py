@@ -45,7 +45,7 @@ class RandomRunTests(SynchronousTestCase):
         """Three nodes agree, lose nothing, and go on once all is well again."""
         runs = self.check(3, Weather())
         self.assertGreater(sum(len(run.cluster.acknowledged) for run in runs), 100 * len(runs))
-        self.assertGreater(sum(run.cluster.reads for run in runs), 50 * len(runs))
+        self.assertGreater(sum(run.cluster.reads for run in runs), 10 * len(runs))
 
     def test_fiveNodes(self) -> None:
         """Five nodes likewise."""

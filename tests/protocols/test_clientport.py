@@ -16,7 +16,7 @@ from twisted_paxos.core import limits
 from twisted_paxos.core.messages import Command
 from twisted_paxos.errors import NodeStopped, Overloaded, StorageDamaged, ValueTooLarge
 from twisted_paxos.interfaces import INode, IResultSink
-from twisted_paxos.protocols import clientport
+from twisted_paxos.protocols import clientport, logport
 from twisted_paxos.protocols.clientport import ClientPort, ClientPortProtocol
 from twisted_paxos.statemachine.commands import OPEN_SESSION, NodeStatus, encode_opaque
 from twisted_paxos.testing.fakenode import FakeNode
@@ -311,7 +311,7 @@ class FlowTests(ClientPortCase):
 
     def test_log_read_stops_while_paused(self) -> None:
         """A log stream asks the node for nothing while its client does not read, then goes on."""
-        self.patch(clientport, "READ_CHUNK_BYTES", 1)
+        self.patch(logport, "READ_CHUNK_BYTES", 1)
         for number in range(5):
             self.node._apply(commands(number), self.protocol)
         self.answers()
@@ -349,7 +349,7 @@ class ReadLogTests(ClientPortCase):
 
     def test_read_in_chunks(self) -> None:
         """A long log comes in several frames, none of the slots twice."""
-        self.patch(clientport, "READ_CHUNK_BYTES", 1)
+        self.patch(logport, "READ_CHUNK_BYTES", 1)
         self.say(ReadLog(5, 1))
         answers = self.answers()
         self.assertEqual([1, 2, 3], [entry.slot for answer in answers for entry in answer.entries])
@@ -357,7 +357,7 @@ class ReadLogTests(ClientPortCase):
 
     def test_end_of_the_moment(self) -> None:
         """A plain read ends where the log ended when it was asked, however fast the log grows."""
-        self.patch(clientport, "READ_CHUNK_BYTES", 1)
+        self.patch(logport, "READ_CHUNK_BYTES", 1)
         self.say(ReadLog(5, 1))
         self.node._apply(commands(3), self.protocol)
         answers = [answer for answer in self.answers() if isinstance(answer, LogEntries)]
@@ -410,15 +410,15 @@ class ReadLogTests(ClientPortCase):
                 self.say(ReadLog(5, 1, follow))
                 self.assertEqual([1, 2], self.slots())
                 self.node.entries = entries
-                self.clock.advance(clientport.READ_RETRY_S)
+                self.clock.advance(logport.READ_RETRY_S)
                 self.assertEqual([3], self.slots())
 
     def test_chosen_and_never_readable(self) -> None:
         """A slot that cannot be read in the end is a failure, not the end of the log."""
-        self.patch(clientport, "READ_RETRIES_MAX", 3)
+        self.patch(logport, "READ_RETRIES_MAX", 3)
         self.patch(self.node, "status", lambda: NodeStatus("A", "leader", chosen_upto=9))
         self.say(ReadLog(5, 4))
-        self.clock.pump([clientport.READ_RETRY_S] * 4)
+        self.clock.pump([logport.READ_RETRY_S] * 4)
         (answer,) = self.answers()
         self.assertEqual((5, "unavailable"), (answer.request_id, answer.code))
 

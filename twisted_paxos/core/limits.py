@@ -10,8 +10,11 @@ from typing import Final
 VALUE_MAX_BYTES: Final = 1 << 20
 """The largest payload of one command (1 MiB)."""
 
-PAYLOAD_MAX_BYTES: Final = VALUE_MAX_BYTES * 4 // 3 + 64
-"""The largest encoded payload: a value of VALUE_MAX_BYTES as base64, with what surrounds it."""
+REQUEST_MAX_BYTES: Final = 3 << 19
+"""The largest request to the state machine, as bytes (1.5 MiB); the key-value store's own limit is this."""
+
+PAYLOAD_MAX_BYTES: Final = REQUEST_MAX_BYTES * 4 // 3 + (64 << 10)
+"""The largest encoded payload: a request of REQUEST_MAX_BYTES as base64, with what surrounds it."""
 
 FRAME_MAX_BYTES: Final = 4 * VALUE_MAX_BYTES
 """The largest message on a TCP link: an answer to a Fetch and one largest payload more."""

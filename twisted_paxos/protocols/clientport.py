@@ -12,10 +12,9 @@ which is the `IResultSink` of what its client submits. What must always hold:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime, ITCPTransport
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import Logger
@@ -24,21 +23,27 @@ from twisted.python.failure import Failure as TwistedFailure
 from zope.interface import implementer
 
 from twisted_paxos.core import limits
-from twisted_paxos.core.messages import SlotEntry
-from twisted_paxos.errors import Overloaded, PaxosError, StorageError, StorageFull, ValueTooLarge, WireError
+from twisted_paxos.errors import WireError
 from twisted_paxos.interfaces import INode, IResultSink
+from twisted_paxos.protocols.logport import LogRead
+from twisted_paxos.protocols.queryport import ANSWER_MAX_BYTES, QueryPort
+from twisted_paxos.protocols.refusals import failure_for
+from twisted_paxos.protocols.watchport import WatchPort
 from twisted_paxos.statemachine.commands import NodeStatus, Result
+from twisted_paxos.statemachine.watches import WatchHub
 from twisted_paxos.wire.client import (
     CLIENT_VERSION,
     Failure,
     GetStatus,
     Hello,
-    LogEntries,
+    Query,
     ReadLog,
     Response,
     Results,
     StatusReply,
+    StopWatch,
     Submit,
+    Watch,
     decode_request,
     encode,
 )
@@ -58,7 +63,16 @@ BACKLOG_MAX_BYTES: Final = 4 << 20
 """What is written for a client while it does not read; beyond, it is dropped."""
 
 RESULTS_PER_FRAME: Final = 4_000
-"""Results in one frame: below the frame limit, with the longest client ids too."""
+RESULTS_BYTES: Final = 1 << 20
+"""Results in one frame, and their data: below the frame limit, with the longest client ids too."""
+
+RESULT_TOO_LARGE: Final = "result_too_large"
+"""The error of a result whose data fits no frame; the command was applied all the same."""
+
+STATUS_FRESH_S: Final = 0.5
+STATUS_STALE_S: Final = 2.5
+"""How long one answer of the node on whether it is served does for all connections, and after what time
+without asking nothing is known of the time between."""
 
 HELLO_TIMEOUT_S: Final = 10.0
 """A connection that has not said Hello by then is closed."""
@@ -92,6 +106,8 @@ class ClientPort(Factory):
         self.connections: set[ClientPortProtocol] = set()
         self.dropped: dict[str, int] = {}
         self._connections_max = connections_max
+        self._asked_s = float("-inf")
+        self._unserved_since_s: float | None = None
 
     def buildProtocol(self, addr: IAddress | None) -> Protocol:
         """A protocol for one more client; over the limit, one that only says so."""
@@ -99,6 +115,19 @@ class ClientPort(Factory):
         if len(self.connections) >= self._connections_max:
             refusal = f"this node has {self._connections_max} clients already; try another node"
         return ClientPortProtocol(self, refusal)
+
+    def unserved_s(self) -> float:
+        """For how many seconds the node has had no leader that works, as far as was asked."""
+        now_s = self.reactor.seconds()
+        if now_s - self._asked_s >= STATUS_FRESH_S:
+            status = self.node.status()
+            assert isinstance(status, NodeStatus)
+            if status.leader_works:
+                self._unserved_since_s = None
+            elif self._unserved_since_s is None or now_s - self._asked_s > STATUS_STALE_S:
+                self._unserved_since_s = now_s
+            self._asked_s = now_s
+        return 0.0 if self._unserved_since_s is None else now_s - self._unserved_since_s
 
     def count(self, reason: str) -> None:
         """Count something dropped for ``reason``."""
@@ -127,6 +156,8 @@ class ClientPortProtocol(Int32StringReceiver):
         self._flush_call: IDelayedCall | None = None
         self._limit_call: IDelayedCall | None = None
         self._reads: set[LogRead] = set()
+        self._queries = QueryPort(port.node, port.reactor, self)
+        self._watches: WatchPort | None = None
         self._backlog_bytes = 0
 
     # -- the connection ------------------------------------------------------------------
@@ -172,6 +203,9 @@ class ClientPortProtocol(Int32StringReceiver):
         if self._pending:
             self._pending.clear()
             self.port.node.forget(self)
+        self._queries.close()
+        if self._watches is not None:
+            self._watches.close()
 
     def _cancel_calls(self) -> None:
         for call in (self._flush_call, self._limit_call):
@@ -183,7 +217,12 @@ class ClientPortProtocol(Int32StringReceiver):
         self._limit_call = None
         self._bad_request("no_hello", f"no hello within {HELLO_TIMEOUT_S:g} seconds")
 
+    def count(self, reason: str) -> None:
+        """See `ClientPort.count`."""
+        self.port.count(reason)
+
     def abort(self) -> None:
+        """Cut the connection."""
         self._closing = True
         self.transport.abortConnection()
 
@@ -197,8 +236,11 @@ class ClientPortProtocol(Int32StringReceiver):
         super().resumeProducing()
         for read in list(self._reads):
             read.go_on()
+        if self._watches is not None:
+            self._watches.go_on()
 
     def reply(self, message: Response) -> None:
+        """Send ``message``; a client that lets too much wait is dropped."""
         frame = encode(message)
         if self.paused:
             self._backlog_bytes += len(frame)
@@ -235,6 +277,13 @@ class ClientPortProtocol(Int32StringReceiver):
             self._bad_request("no_hello", "the first frame must be a hello")
         elif isinstance(request, Submit):
             self._submit(request)
+        elif isinstance(request, Query):
+            self._queries.ask(request)
+        elif isinstance(request, Watch):
+            self._watch(request)
+        elif isinstance(request, StopWatch):
+            if self._watches is not None:
+                self._watches.stop(request.request_id)
         elif isinstance(request, ReadLog):
             self._read_log(request)
         else:
@@ -280,6 +329,16 @@ class ClientPortProtocol(Int32StringReceiver):
             self._pending -= names
             self.reply(failure_for(request.request_id, error))
 
+    def _watch(self, request: Watch) -> None:
+        if self._watches is None:
+            hub = self.port.node.watches
+            if not isinstance(hub, WatchHub):
+                message = "this cluster's state machine has no watches"
+                self.reply(Failure(request.request_id, "bad_request", message))
+                return
+            self._watches = WatchPort(hub, self.port.reactor, self, self.port.unserved_s)
+        self._watches.start(request)
+
     def _get_status(self, request: GetStatus) -> None:
         status = self.port.node.status()
         assert isinstance(status, NodeStatus)
@@ -292,7 +351,7 @@ class ClientPortProtocol(Int32StringReceiver):
             message = f"{READS_MAX} log reads of this connection are in progress already"
             self.reply(Failure(request.request_id, "overloaded", message))
         else:
-            read = LogRead(self, request)
+            read = LogRead(self.port.node, self.port.reactor, self, request, self._reads.discard)
             self._reads.add(read)
             read.start()
 
@@ -312,6 +371,24 @@ class ClientPortProtocol(Int32StringReceiver):
         self._flush_call = None
         results, self._results = self._results, []
         self._pending.difference_update([(result.client, result.sequence) for result in results])
-        for start in range(0, len(results), RESULTS_PER_FRAME):
+        for part in _parts(results):
             if not self._closing:
-                self.reply(Results(tuple(results[start : start + RESULTS_PER_FRAME])))
+                self.reply(Results(part))
+
+
+def _parts(results: Sequence[Result]) -> Iterator[tuple[Result, ...]]:
+    """``results`` in frames' sizes; one that fits none is told without its data."""
+    part: list[Result] = []
+    data_bytes = 0
+    for result in results:
+        size_bytes = len(result.data)
+        if size_bytes > ANSWER_MAX_BYTES:
+            result = Result(result.client, result.sequence, result.slot, result.index, RESULT_TOO_LARGE)
+            size_bytes = 0
+        if part and (len(part) == RESULTS_PER_FRAME or data_bytes + size_bytes > RESULTS_BYTES):
+            yield tuple(part)
+            part, data_bytes = [], 0
+        part.append(result)
+        data_bytes += size_bytes
+    if part:
+        yield tuple(part)

@@ -40,7 +40,7 @@ class IStateMachine(Interface):
         """
 
     def snapshot() -> Iterator[bytes]:
-        """The state of this moment, in pieces of about 64 KiB at most, made one by one.
+        """The state of this moment, in pieces of about 64 KiB at most, made one by one; some may be empty.
 
         A frozen view: `apply` and `advance` go on between two pieces and do not show in them.
         Only one snapshot is under way at a time; closing the iterator ends it early.

@@ -18,7 +18,7 @@ from zope.interface import implementer
 from twisted_paxos.errors import StorageDamaged, StorageFull
 from twisted_paxos.storage.snapshot import ISnapshotSink, SnapshotInfo, cut
 
-DELETE_PARTS = 16
+DELETE_PARTS = 64
 """How many rows of ``snapshot`` one step deletes."""
 
 _PART = struct.Struct("<QQII")

@@ -10,14 +10,23 @@ import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from twisted.logger import LogLevel, formatEvent, globalLogPublisher
+from twisted.logger import ILogObserver, LogLevel, formatEvent, globalLogPublisher
+from zope.interface import implementer
 
 from twisted_paxos.core.ballot import NO_BALLOT, ProposalID
-from twisted_paxos.core.messages import Command, Entry, SlotEntry, decode_value
-from twisted_paxos.core.records import Record, Recovered, SaveAccepted, SaveChosen, SaveIdentity, SavePromise
+from twisted_paxos.core.messages import Command, Entry, Sender, SlotEntry, decode_value
+from twisted_paxos.core.records import (
+    Identity,
+    Record,
+    Recovered,
+    SaveAccepted,
+    SaveChosen,
+    SaveIdentity,
+    SavePromise,
+)
 from twisted_paxos.testing.history import Op
 from twisted_paxos.testing.linearizability import find_violation
-from twisted_paxos.testing.witness import Life, Violation, Witness
+from twisted_paxos.testing.witness import Violation, Witness, show
 
 STATE_EVERY_SLOTS = 8
 """States are compared after every so many slots, and at the end."""
@@ -48,10 +57,10 @@ class Check:
 
     name = ""
 
-    def recovered(self, life: Life, disk: Disk, recovered: Recovered) -> None:
+    def recovered(self, life: Sender, disk: Disk, recovered: Recovered) -> None:
         """A node has opened its storage; ``disk`` is what it must hold at least."""
 
-    def written(self, uid: str, records: Sequence[Record]) -> None:
+    def written(self, life: Sender, records: Sequence[Record]) -> None:
         """Records became durable."""
 
     def stored_read(self, uid: str, entries: Sequence[SlotEntry]) -> None:
@@ -60,13 +69,13 @@ class Check:
     def chosen(self, uid: str, entries: Sequence[SlotEntry]) -> None:
         """A node learnt that these slots are chosen, and will apply them."""
 
-    def applied(self, life: Life, slot: int, commands: Sequence[Command], state: Any) -> None:
+    def applied(self, life: Sender, slot: int, commands: Sequence[Command], state: Any) -> None:
         """A node applied a slot; ``commands`` had an effect, ``state`` is what came of it."""
 
-    def sent(self, life: Life, disk: Disk, message: Any) -> None:
+    def sent(self, life: Sender, disk: Disk, message: Any) -> None:
         """A node sends a message."""
 
-    def delivered(self, life: Life, message: Any) -> None:
+    def delivered(self, life: Sender, message: Any) -> None:
         """A node takes a message."""
 
     def finish(self, ops: Sequence[Op]) -> None:
@@ -81,26 +90,33 @@ class Rules(Check):
     def __init__(self, witness: Witness) -> None:
         self._witness = witness
 
-    def recovered(self, life: Life, disk: Disk, recovered: Recovered) -> None:
+    def recovered(self, life: Sender, disk: Disk, recovered: Recovered) -> None:
         """What is found counts as a vote: it may have been durable before the node was told so."""
+        self._formed(recovered.identity)
         for slot, entry in recovered.entries.items():
             learnt, known = disk.stored.get(slot, (False, None))
             if not (learnt and known == entry):
-                self._witness.voted(life[0], slot, entry.ballot, entry.value)
+                self._witness.voted(life, slot, entry.ballot, entry.value)
         if recovered.chosen_upto > self._witness.chosen_upto:
-            raise Violation(f"{life} starts with {recovered.chosen_upto} slots as chosen")
+            raise Violation(f"{show(life)} starts with {recovered.chosen_upto} slots as chosen")
 
-    def written(self, uid: str, records: Sequence[Record]) -> None:
-        """Votes."""
+    def written(self, life: Sender, records: Sequence[Record]) -> None:
+        """Votes, and who founded the cluster."""
         for record in records:
             if isinstance(record, SaveAccepted):
-                self._witness.voted(uid, record.slot, record.ballot, record.value)
+                self._witness.voted(life, record.slot, record.ballot, record.value)
+            elif isinstance(record, SaveIdentity):
+                self._formed(record.identity)
 
-    def sent(self, life: Life, disk: Disk, message: Any) -> None:
+    def _formed(self, identity: Identity) -> None:
+        if identity.formed and identity.sets == ((1, identity.members),):
+            self._witness.formed(identity.members)
+
+    def sent(self, life: Sender, disk: Disk, message: Any) -> None:
         """See `Witness.sent`."""
         self._witness.sent(life, disk.promised, disk.stored, message)
 
-    def delivered(self, life: Life, message: Any) -> None:
+    def delivered(self, life: Sender, message: Any) -> None:
         """See `Witness.delivered`."""
         self._witness.delivered(life, message)
 
@@ -128,18 +144,18 @@ class Durable(Check):
 
     name = "durable"
 
-    def recovered(self, life: Life, disk: Disk, recovered: Recovered) -> None:
+    def recovered(self, life: Sender, disk: Disk, recovered: Recovered) -> None:
         """Compare."""
         if disk.incarnation and recovered.identity.incarnation != disk.incarnation and not disk.damaged:
-            raise Violation(f"{life} lost its storage, and no fault explains it")
+            raise Violation(f"{show(life)} lost its storage, and no fault explains it")
         if recovered.identity.incarnation != disk.incarnation or disk.older_copy:
             return
         if recovered.promised < disk.promised:
-            raise Violation(f"{life} promised {disk.promised}, and starts with {recovered.promised}")
+            raise Violation(f"{show(life)} promised {disk.promised}, and starts with {recovered.promised}")
         for slot, (_, entry) in disk.stored.items():
             found = recovered.entries.get(slot)
             if slot > recovered.chosen_upto and (found is None or found.ballot < entry.ballot):
-                raise Violation(f"{life} stored slot {slot} at {entry.ballot}, and starts with {found}")
+                raise Violation(f"{show(life)} stored slot {slot} at {entry.ballot}, and starts with {found}")
 
 
 class PromiseOnlyGrows(Check):
@@ -150,12 +166,13 @@ class PromiseOnlyGrows(Check):
     def __init__(self) -> None:
         self._promised: dict[str, ProposalID] = {}
 
-    def recovered(self, life: Life, disk: Disk, recovered: Recovered) -> None:
+    def recovered(self, life: Sender, disk: Disk, recovered: Recovered) -> None:
         """A new incarnation begins anew."""
-        self._promised[life[0]] = recovered.promised
+        self._promised[life.uid] = recovered.promised
 
-    def written(self, uid: str, records: Sequence[Record]) -> None:
+    def written(self, life: Sender, records: Sequence[Record]) -> None:
         """Compare with the one before; a vote above the promise is a promise that was not saved."""
+        uid = life.uid
         for record in records:
             promised = self._promised.get(uid, NO_BALLOT)
             if isinstance(record, SavePromise):
@@ -172,19 +189,19 @@ class SameState(Check):
     name = "state"
 
     def __init__(self) -> None:
-        self._digests: dict[int, tuple[str, Life]] = {}
+        self._digests: dict[int, tuple[str, Sender]] = {}
 
-    def applied(self, life: Life, slot: int, commands: Sequence[Command], state: Any) -> None:
+    def applied(self, life: Sender, slot: int, commands: Sequence[Command], state: Any) -> None:
         """Compare now and then."""
         if slot % STATE_EVERY_SLOTS == 0:
             self.compare(life, slot, state)
 
-    def compare(self, life: Life, slot: int, state: Any) -> None:
+    def compare(self, life: Sender, slot: int, state: Any) -> None:
         """Compare with what the first node had after ``slot``."""
         digest = state_digest(state)
         known, first = self._digests.setdefault(slot, (digest, life))
         if known != digest:
-            raise Violation(f"after slot {slot}, {life} has another state than {first}")
+            raise Violation(f"after slot {slot}, {show(life)} has another state than {show(first)}")
 
 
 def state_digest(state: Any) -> str:
@@ -212,20 +229,20 @@ class ExactlyOnce(Check):
     def __init__(self, sent: Callable[[Command], bool]) -> None:
         self._sent = sent
         self._slots: dict[tuple[str, int], int] = {}
-        self._seen: dict[str, tuple[Life, int]] = {}
+        self._seen: dict[str, tuple[Sender, int]] = {}
 
-    def applied(self, life: Life, slot: int, commands: Sequence[Command], state: Any) -> None:
+    def applied(self, life: Sender, slot: int, commands: Sequence[Command], state: Any) -> None:
         """Each command has one slot, in all lives of all nodes."""
-        before, last = self._seen.get(life[0], (life, 0))
+        before, last = self._seen.get(life.uid, (life, 0))
         if before == life and slot <= last:
-            raise Violation(f"{life} applies slot {slot} after {last}")
-        self._seen[life[0]] = (life, slot)
+            raise Violation(f"{show(life)} applies slot {slot} after {last}")
+        self._seen[life.uid] = (life, slot)
         for command in commands:
             key = (command.client, command.sequence)
             if self._slots.setdefault(key, slot) != slot:
-                raise Violation(f"{life}: command {key} has its effect in slots {self._slots[key]} and {slot}")
+                raise Violation(f"{show(life)}: command {key} has its effect in slots {self._slots[key]} and {slot}")
             if not self._sent(command):
-                raise Violation(f"{life}: nobody sent the command {command}")
+                raise Violation(f"{show(life)}: nobody sent the command {command}")
 
 
 class Acknowledged(Check):
@@ -298,7 +315,7 @@ class Checks:
     """Tells every check what happens, and keeps what each node's disk must hold.
 
     Args:
-        size: number of voters.
+        voters: ids of the voters.
         uids: all nodes.
         sent: says whether a client sent a command.
         may_stop: says whether a fault allows a node to stop by itself.
@@ -311,13 +328,13 @@ class Checks:
 
     def __init__(
         self,
-        size: int,
+        voters: Sequence[str],
         uids: Iterable[str],
         sent: Callable[[Command], bool],
         may_stop: Callable[[str], bool],
     ) -> None:
         self.violation: tuple[str, str] | None = None
-        self.witness = Witness(size // 2 + 1)
+        self.witness = Witness(voters)
         self.disks = {uid: Disk() for uid in uids}
         self._may_stop = may_stop
         self._same_state = SameState()
@@ -354,9 +371,9 @@ class Checks:
                 self.report(text.split(":")[0] if text.startswith("rule ") else check.name, text)
                 return
 
-    def recovered(self, life: Life, recovered: Recovered) -> None:
+    def recovered(self, life: Sender, recovered: Recovered) -> None:
         """A node opened its storage."""
-        disk = self.disks[life[0]]
+        disk = self.disks[life.uid]
         self._tell("recovered", life, disk, recovered)
         if recovered.identity.incarnation != disk.incarnation:
             disk.stored, disk.incarnation, disk.damaged = {}, recovered.identity.incarnation, False
@@ -368,10 +385,10 @@ class Checks:
             kept[slot] = (learnt and known == entry, entry)
         disk.stored = kept
 
-    def written(self, uid: str, incarnation: str, records: Sequence[Record]) -> None:
+    def written(self, life: Sender, records: Sequence[Record]) -> None:
         """Records of a node became durable."""
-        disk = self.disks[uid]
-        if incarnation != disk.incarnation:
+        disk = self.disks[life.uid]
+        if life.incarnation != disk.incarnation:
             return
         for record in records:
             if isinstance(record, SavePromise):
@@ -380,7 +397,7 @@ class Checks:
                 entry = Entry(record.ballot, record.value)
                 disk.stored[record.slot] = (isinstance(record, SaveChosen), entry)
                 disk.highest = max(disk.highest, record.slot)
-        self._tell("written", uid, records)
+        self._tell("written", life, records)
 
     def stored_read(self, uid: str, entries: Sequence[SlotEntry]) -> None:
         """Storage gave chosen entries."""
@@ -390,15 +407,15 @@ class Checks:
         """A node learnt chosen slots."""
         self._tell("chosen", uid, entries)
 
-    def applied(self, life: Life, slot: int, commands: Sequence[Command], state: Any) -> None:
+    def applied(self, life: Sender, slot: int, commands: Sequence[Command], state: Any) -> None:
         """A node applied a slot."""
         self._tell("applied", life, slot, commands, state)
 
-    def sent(self, life: Life, message: Any) -> None:
+    def sent(self, life: Sender, message: Any) -> None:
         """A node sends a message."""
-        self._tell("sent", life, self.disks[life[0]], message)
+        self._tell("sent", life, self.disks[life.uid], message)
 
-    def delivered(self, life: Life, message: Any) -> None:
+    def delivered(self, life: Sender, message: Any) -> None:
         """A node takes a message."""
         self._tell("delivered", life, message)
 
@@ -407,7 +424,7 @@ class Checks:
         if not self._may_stop(uid):
             self.report("stops", f"{uid} stopped without need: {reason}")
 
-    def compare_states(self, lives: Iterable[tuple[Life, Any]]) -> None:
+    def compare_states(self, lives: Iterable[tuple[Sender, Any]]) -> None:
         """All nodes, where they are now."""
         for life, state in lives:
             try:
@@ -420,6 +437,7 @@ class Checks:
         self._tell("finish", ops)
 
 
+@implementer(ILogObserver)
 class LogWatch:
     """Nothing that runs in the simulation may log a failure.
 
@@ -431,13 +449,13 @@ class LogWatch:
         self._report = report
 
     def __enter__(self) -> LogWatch:
-        globalLogPublisher.addObserver(self._event)
+        globalLogPublisher.addObserver(self)
         return self
 
     def __exit__(self, *_: object) -> None:
-        globalLogPublisher.removeObserver(self._event)
+        globalLogPublisher.removeObserver(self)
 
-    def _event(self, event: Any) -> None:
+    def __call__(self, event: Any) -> None:
         failure = event.get("log_failure")
         if failure is not None:
             self._report("log", f"{formatEvent(event)}: {failure.getTraceback()}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from msgspec import Raw
 from twisted.internet.defer import Deferred, succeed
 from zope.interface import implementer
 
@@ -12,14 +13,16 @@ from twisted_paxos.core.ballot import ProposalID
 from twisted_paxos.core.messages import Command, SlotEntry, encode_value
 from twisted_paxos.errors import ValueTooLarge
 from twisted_paxos.interfaces import INode, IResultSink
-from twisted_paxos.statemachine.commands import OPEN_SESSION, NodeStatus, Result
+from twisted_paxos.statemachine.commands import OPEN_SESSION, Context, NodeStatus, Result
+from twisted_paxos.statemachine.kv import KeyValueStore
+from twisted_paxos.statemachine.watches import WatchHub
 
 
 @implementer(INode)
 class FakeNode:
-    """Chooses what is submitted at once, in one slot per call; sessions and repeats work as in a node.
+    """Chooses what is submitted at once, in one slot per call; sessions, repeats and the store are a node's.
 
-    Several fakes may share ``entries`` and ``seen``, as nodes of one cluster share a log.
+    Several fakes may share ``entries``, ``seen`` and ``machine``, as nodes of one cluster share a log.
 
     Attributes:
         entries: the log, from slot 1.
@@ -28,6 +31,11 @@ class FakeNode:
         leader_works: what its status says.
         hold: when set, `submit` keeps the commands in ``held`` until `release`.
         forgotten: the sinks that were taken back.
+        machine: the key-value store.
+        queries: what was asked.
+        query_error: what `query` raises next, when not None.
+        hold_queries: when set, queries wait in ``held_queries`` until `release_queries`.
+        time_ms: log time; `advance` moves it.
     """
 
     def __init__(self, uid: str = "A") -> None:
@@ -42,11 +50,46 @@ class FakeNode:
         self.forgotten: list[IResultSink] = []
         self.reads: list[int] = []
         self.listeners: list[Callable[[int], None]] = []
+        self.machine = KeyValueStore()
+        self.queries: list[Raw] = []
+        self.query_error: Exception | None = None
+        self.hold_queries = False
+        self.held_queries: list[tuple[Raw, Deferred[Raw]]] = []
+        self.time_ms = 0
 
     def share(self, other: FakeNode) -> FakeNode:
         """Have this node show and extend the same log as ``other``; returns this node."""
-        self.entries, self.seen = other.entries, other.seen
+        self.entries, self.seen, self.machine = other.entries, other.seen, other.machine
         return self
+
+    @property
+    def watches(self) -> WatchHub:
+        """See `INode.watches`."""
+        return self.machine.watches
+
+    def advance(self, seconds: float) -> None:
+        """Move log time on, as a leader's slots do: leases run out."""
+        self.time_ms += round(1000 * seconds)
+        self.machine.advance(Context(len(self.entries), -1, self.time_ms))
+
+    def query(self, payload: Raw, serializable: bool = False) -> Deferred[Raw]:
+        """See `INode.query`; raises ``query_error`` when that is set."""
+        if self.query_error is not None:
+            raise self.query_error
+        self.queries.append(payload)
+        if serializable or not self.hold_queries:
+            return succeed(self.machine.query(payload))
+        held: Deferred[Raw] = Deferred()
+        self.held_queries.append((payload, held))
+        return held
+
+    def release_queries(self) -> None:
+        """Answer what was held, and hold no more."""
+        self.hold_queries = False
+        held, self.held_queries = self.held_queries, []
+        for payload, asking in held:
+            if not asking.called:
+                asking.callback(self.machine.query(payload))
 
     def submit(self, commands: Sequence[Command], sink: IResultSink) -> None:
         """See `INode.submit`; raises ``refuse`` when that is set."""
@@ -82,7 +125,10 @@ class FakeNode:
         applied = self.seen.get(command.client)
         if applied is None:
             return Result(command.client, command.sequence, 0, 0, "session_expired")
-        return applied.setdefault(command.sequence, Result(command.client, command.sequence, slot, index))
+        if command.sequence not in applied:
+            data = self.machine.apply(command.payload, Context(slot, index, self.time_ms))
+            applied[command.sequence] = Result(command.client, command.sequence, slot, index, "", data)
+        return applied[command.sequence]
 
     def forget(self, sink: IResultSink) -> None:
         """See `INode.forget`."""

@@ -68,6 +68,10 @@ class Registers:
     def advance(self, context: Context) -> None:
         """Nothing depends on time."""
 
+    def query(self, payload: Raw) -> Raw:
+        """The value of a key, named by a JSON string."""
+        return Raw(msgspec.json.encode(self.values.get(msgspec.json.decode(payload, type=str), "")))
+
     def snapshot(self) -> Iterator[bytes]:
         """A few keys per piece."""
         frozen = sorted(self.values.items())

@@ -128,7 +128,7 @@ class Run:
         )
         self.trace = Trace(self.cluster, keep_trace)
         self.workload = Workload(self.cluster, self._random, sizes.value_max_bytes)
-        self.checks = Checks(schedule.size, self.cluster.nodes, self.workload.sent, self._may_stop)
+        self.checks = Checks(self.cluster.voters, self.cluster.nodes, self.workload.sent, self._may_stop)
         self.injector = Injector(
             self.cluster,
             schedule,

@@ -18,7 +18,6 @@ from twisted_paxos.snapshots import Policy
 from twisted_paxos.testing.checks import Checks
 from twisted_paxos.testing.cluster import SimulatedCluster, SimulatedNode
 from twisted_paxos.testing.registers import Registers
-from twisted_paxos.testing.witness import Life
 
 
 class Taps:
@@ -44,8 +43,7 @@ class Taps:
         self._trace = trace
         self._applied = applied
         self._policy = policy
-        self._starts = dict.fromkeys(cluster.nodes, 0)
-        self.lives: dict[str, Life] = {}
+        self.lives: dict[str, Sender] = {}
         cluster.on_storage.append(self._storage_made)
 
     @contextmanager
@@ -55,7 +53,7 @@ class Taps:
         taps = self
 
         def start_service(node: PersistentPaxosNode) -> None:
-            node._machine, node._snapshot_policy = Registers, taps._policy
+            node.machine, node._snapshot_policy = Registers(), taps._policy
             start(node)
             taps._node_started(node)
 
@@ -67,20 +65,18 @@ class Taps:
     def _storage_made(self, node: SimulatedNode, storage: Any) -> None:
         checks, uid = self._checks, node.uid
         recover, write, read = storage.recover, storage.write, storage.read_chosen
-        incarnation = ""
+        life = Sender(uid, "", 0, "")
 
         def recover_and_tell(fresh: str, cluster: str, lost: bool = False) -> Recovered:
-            nonlocal incarnation
+            nonlocal life
             recovered = recover(fresh, cluster, lost)
-            incarnation = recovered.identity.incarnation
-            self._starts[uid] += 1
-            self.lives[uid] = (uid, self._starts[uid])
-            checks.recovered(self.lives[uid], recovered)
+            life = Sender(uid, recovered.identity.incarnation, recovered.identity.boot, "")
+            checks.recovered(life, recovered)
             return recovered
 
         def write_and_tell(records: Sequence[Record]) -> Any:
             written = write(records)
-            written.addCallback(lambda _: checks.written(uid, incarnation, records))
+            written.addCallback(lambda _: checks.written(life, records))
             return written
 
         def read_and_tell(from_slot: int, upto_slot: int, limit_bytes: int) -> Any:
@@ -95,8 +91,8 @@ class Taps:
     # -- nodes
 
     def _node_started(self, node: PersistentPaxosNode) -> None:
-        life = self.lives[node.uid]
         replica: Any = node.replica
+        life = self.lives[node.uid] = node.replica.me
         messenger: Any = node.messenger
         performer: Any = node.performer
         receive, send, apply = replica.receive, messenger.send, performer._apply
@@ -109,25 +105,25 @@ class Taps:
 
         def send_and_tell(uids: Sequence[str], message: Any) -> None:
             checks.sent(life, message)
-            trace(life[0], uids, message)
+            trace(life.uid, uids, message)
             send(uids, message)
 
         def apply_and_tell(entries: Sequence[SlotEntry]) -> None:
-            checks.chosen(life[0], entries)
+            checks.chosen(life.uid, entries)
             apply(entries)
 
         def applied(slot: int, ballot: Any, commands: Sequence[Command]) -> None:
             checks.applied(life, slot, commands, node.state)
-            self._applied(life[0])
+            self._applied(life.uid)
 
         replica.receive, messenger.send, performer._apply = receive_and_tell, send_and_tell, apply_and_tell
         node.applier.listeners.append(applied)
 
 
 def _listens_to(replica: Any, sender: Sender) -> bool:
-    """Whether a node takes messages of this start of the sender; see `Formation.admit`."""
+    """Whether a node takes messages of this start of a voter; see `Formation.admit`."""
     formation = replica.formation
     if sender.uid == formation.me.uid:
         return sender == formation.me
-    start = formation._recorded.get(sender.incarnation)
-    return not formation.membership.is_member(sender) or start == (sender.boot, sender.boot_id)
+    recorded = formation._recorded.get(sender.incarnation) == (sender.boot, sender.boot_id)
+    return recorded and formation.membership.is_member(sender)

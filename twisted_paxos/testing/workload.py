@@ -7,6 +7,7 @@ from random import Random
 from typing import Any, Final
 
 import msgspec
+from msgspec import Raw
 from twisted.python.failure import Failure
 
 from twisted_paxos.client import Client, connect
@@ -121,13 +122,13 @@ class Workload:
         node: Any = self._random.choice(nodes).node
         op = self._begin(key, "")
         try:
-            reading = node.read()
+            reading = node.query(Raw(msgspec.json.encode(key)))
         except PaxosError:
             self._end(op, "refused")
             return
 
-        def read(_: object) -> None:
-            op.result = node.state.machine.values.get(key, "")
+        def read(answer: Raw) -> None:
+            op.result = msgspec.json.decode(answer, type=str)
             self._end(op, "done")
 
         reading.addCallbacks(read, lambda _: self._end(op, "refused"))
