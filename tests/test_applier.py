@@ -57,7 +57,7 @@ class ApplierTests(SynchronousTestCase):
         applier = Applier(
             self.clock,
             self.storage,
-            ReplicatedState(OpaqueLog),
+            ReplicatedState(OpaqueLog()),
             lambda key: self.owners.pop(key, None),
             lambda commands, time_ms: self.applied.append([one.sequence for one in commands]),
             self.fail_with,

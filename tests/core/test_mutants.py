@@ -15,9 +15,11 @@ import msgspec
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.core.runs import RandomRun, Weather
+from tests.core.test_formation import FirstFormationTests
 from twisted_paxos.core.acceptor import Acceptor
 from twisted_paxos.core.ballot import NO_BALLOT, ProposalID
 from twisted_paxos.core.effects import Effects
+from twisted_paxos.core.formation import Formation
 from twisted_paxos.core.learner import Learner
 from twisted_paxos.core.messages import Entry, encode_value
 from twisted_paxos.core.proposer import Proposer
@@ -245,6 +247,19 @@ def promise_leaves_out_unsynced() -> Mutant:
     return patch.object(Acceptor, "_promise_parts", broken)
 
 
+def formation_looks_at_itself_only() -> Mutant:
+    """A node counts an answer that names its own incarnation, whatever it says of the others."""
+    on_joined = Formation.on_joined
+
+    def broken(self: Formation, sender: Any, message: Any) -> Effects:
+        own = self.identity.members
+        if not message.formed and message.members.get(self.me.uid) == self.me.incarnation:
+            message = msgspec.structs.replace(message, members=own)
+        return on_joined(self, sender, message)
+
+    return patch.object(Formation, "on_joined", broken)
+
+
 class MutantTests(SynchronousTestCase):
     """Each of them is found."""
 
@@ -262,6 +277,17 @@ class MutantTests(SynchronousTestCase):
     def test_nothingIsFoundInTheRealThing(self) -> None:
         """Without a mutant nothing is found: what is found below is the mutants' doing."""
         self.assertEqual(self.found(contextlib.nullcontext(), seeds=20), "")
+
+
+class FormationMutantTests(SynchronousTestCase):
+    """The random wipes of `FirstFormationTests` notice as well."""
+
+    def test_formationLooksAtItselfOnly(self) -> None:
+        """Counting answers that name other founders splits the cluster, and is found."""
+        wipes = FirstFormationTests()
+        with formation_looks_at_itself_only():
+            self.assertRaises(AssertionError, wipes.test_formedNodesAgreeThoughAMemberWasWipedMeanwhile)
+            self.assertRaises(AssertionError, wipes.test_randomWipesNeverSplitTheFounders)
 
 
 def _tests() -> Iterator[tuple[str, Any]]:

@@ -150,6 +150,12 @@ class StrangersTests(ReplicaCase):
         )
         self.assertIn(f"save promise {prepare.ballot}", lines(self.give(self.follower, self.leader, prepare)))
 
+    def test_strangersDoNotRaiseBallots(self) -> None:
+        """A ballot that a stranger tells is no reason to go above it: numbers would run out."""
+        status = Status(promised=ProposalID(limits.NUMBER_MAX, "Z"))
+        self.give(sender("X"), self.leader, Heartbeat(1, status))
+        self.assertLess(self.replica(self.leader).election.highest_seen.number, 1_000)
+
     def test_everyMessageHasARoute(self) -> None:
         """Whatever can be decoded can be given to a replica."""
         self.assertLessEqual(set(get_args(Message)) - set(self.replica("A")._routes), PIECES)

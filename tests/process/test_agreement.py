@@ -52,7 +52,7 @@ class TerminalTests(ProcessCase):
             self.assertIn(line, shown.output)
 
     async def test_large_values(self) -> None:
-        """A value of 1 MiB goes through a follower, text or not; one byte more is refused with a clear error."""
+        """A value of 1 MiB goes through a follower, text or not; one byte more gets a clear error."""
         cluster = await self.started(options=["--quiet"])
         leader = await cluster.leader()
         follower = next(node for node in cluster.nodes.values() if node is not leader)
@@ -99,7 +99,7 @@ class KillTests(ProcessCase):
         await self.assert_logs_equal(list(cluster.nodes.values()), [*values, "afterwards"])
 
     async def test_rounds(self) -> None:
-        """Three rounds of proposing without a pause while nodes are killed: nothing missing, nothing twice."""
+        """Three rounds of proposing while nodes are killed: nothing missing, nothing twice."""
         cluster = self.cluster(options=["--quiet"])
         summary = await Rounds(self.reactor, cluster, random.Random(3)).run(3)
         self.assertEqual(3, summary.rounds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.task import Clock
@@ -11,13 +12,19 @@ from zope.interface.verify import verifyObject
 
 from tests.core.transcript import ballot, entry, value
 from tests.protocols.fakes import HeldStorage, RememberingMessenger
+from twisted_paxos.core.acceptor import Acceptor
 from twisted_paxos.core.effects import EVERYONE, OTHERS, Effects, Readable, ReadChosen, Send, merge_accepted
+from twisted_paxos.core.log import Log
 from twisted_paxos.core.messages import Accepted, Chosen, Fetch, Nack, SlotEntry
-from twisted_paxos.core.records import Record, SaveAccepted, SavePromise
+from twisted_paxos.core.records import Record, SaveAccepted, SaveChosen, SavePromise
 from twisted_paxos.errors import StorageDamaged, StorageFailed, StorageFull
 from twisted_paxos.interfaces import IAcceptorStorage, IMessenger
 from twisted_paxos.protocols import effects as effects_module
 from twisted_paxos.protocols.effects import FULL_RETRY_S, READS_MAX, EffectPerformer
+from twisted_paxos.storage.disk import OsDisk
+from twisted_paxos.storage.queued import IStorageBackend
+from twisted_paxos.storage.sqlite import SqliteBackend
+from twisted_paxos.storage.wal import FileBackend
 
 
 def record(slot: int, at: str = "1.A", number: int = 0) -> SaveAccepted:
@@ -336,6 +343,35 @@ class StoredTests(PerformerCase):
         self.storage.release_read()
         self.perform(reading(1, 1))
         self.assertEqual(len(self.storage.reads), READS_MAX)
+
+
+class RestartTests(SynchronousTestCase):
+    """What a node learnt without a vote, found again by the real providers."""
+
+    def check(self, make: Callable[[], IStorageBackend]) -> None:
+        """Catch up at a ballot above the own promise, with nothing noted; then start again."""
+        first = make()
+        first.recover("a1", "cluster")
+        records: list[Record] = [
+            SavePromise(ballot("1.A")),
+            record(1),
+            SaveChosen(2, ballot("5.C"), value(2)),
+        ]
+        first.commit([records], 0)
+        first.close()
+        recovered = make().recover("a1", "cluster")
+        self.assertEqual((recovered.chosen_upto, dict(recovered.entries)), (2, {}))
+        Acceptor(Log(recovered.chosen_upto, 1, recovered.entries), recovered.promised)
+
+    def test_fileStartsWithWhatItLearntAboveItsPromise(self) -> None:
+        """``file:``: what was learnt counts as chosen, so it is no vote above the promise."""
+        path = self.mktemp()
+        self.check(lambda: FileBackend(OsDisk(path), "A"))
+
+    def test_sqliteStartsWithWhatItLearntAboveItsPromise(self) -> None:
+        """``sqlite:`` likewise."""
+        path = self.mktemp()
+        self.check(lambda: SqliteBackend(path, "A"))
 
 
 class MergeTests(SynchronousTestCase):

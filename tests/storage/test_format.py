@@ -32,7 +32,9 @@ from twisted_paxos.storage.format import (
 from twisted_paxos.storage.index import SlotIndex
 from twisted_paxos.storage.log import encode_header
 from twisted_paxos.storage.recovery import Floor
+from twisted_paxos.storage.snapshotfile import SnapshotFile, read_contents, read_piece, snapshot_name
 from twisted_paxos.storage.wal import StoredPromise
+from twisted_paxos.testing.storage import SimulatedDisk
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "storage-format.md"
 VALUE = encode_value(5, [Command("c1", 1, 0, Raw(b'"x"'))])
@@ -74,6 +76,18 @@ class DocumentTests(SynchronousTestCase):
             msgspec.json.decode(copy.payload, type=StoredPromise),
             StoredPromise(ProposalID(3, "B"), Floor(1, 7)),
         )
+
+    def test_snapshot(self) -> None:
+        """The example of a snapshot is what the code writes and reads."""
+        disk = SimulatedDisk()
+        file = SnapshotFile(disk, 5)
+        for _ in (*file.put(b"state"), *file.seal()):
+            pass
+        file.publish()
+        self.assertEqual(document_example("snapshot"), disk.read(snapshot_name(5)))
+        contents = read_contents(disk, 5)
+        self.assertEqual(contents.info, (5, 1, 5))
+        self.assertEqual(read_piece(disk, contents, 0), b"state")
 
     def test_log(self) -> None:
         """The example of a log is what the code writes and reads."""

@@ -22,6 +22,7 @@ COMMANDS: Final = {
     "log": "twisted_paxos.cli.client",
     "status": "twisted_paxos.cli.client",
     "inspect": "twisted_paxos.cli.local",
+    "verify": "twisted_paxos.cli.local",
     "demo": "twisted_paxos.cli.local",
 }
 """Each command and the module that has it, under its name with ``_command`` behind it."""

@@ -33,6 +33,7 @@ from twisted_paxos.storage.format import (
     segment_id,
 )
 from twisted_paxos.storage.recovery import Floor, LogBase, LogState, examine
+from twisted_paxos.storage.snapshotfile import read_contents
 from twisted_paxos.storage.sqliteformat import (
     ObjectCopy,
     Tally,
@@ -124,8 +125,10 @@ class Inspection(Struct):
         identity_copies, promise_copies, base_copies: both copies of each.
         segments: files of the log, in order; empty for ``sqlite``.
         records: how many records of each kind, by name.
-        chosen_upto: every slot up to here is chosen and stored.
+        chosen_upto: every slot up to here is chosen, and stored or in the snapshot.
+        log_start: the lowest slot that the log answers for.
         highest_slot: the highest stored slot.
+        snapshot_slot, snapshot_pieces, snapshot_bytes: the snapshot that counts; 0 when there is none.
         last_entries: the last records with values, oldest first.
         problems: damage: the node would not start with it. One line each.
         notes: what is unusual and does no harm. One line each.
@@ -142,7 +145,11 @@ class Inspection(Struct):
     segments: list[SegmentView] = []
     records: dict[str, int] = {}
     chosen_upto: int = 0
+    log_start: int = 1
     highest_slot: int = 0
+    snapshot_slot: int = 0
+    snapshot_pieces: int = 0
+    snapshot_bytes: int = 0
     last_entries: list[EntryView] = []
     problems: list[str] = []
     notes: list[str] = []
@@ -183,7 +190,8 @@ def shorten(value: bytes) -> str:
     return printable + "..." if cut else printable
 
 
-def _read_pid(path: str) -> int:
+def read_pid(path: str) -> int:
+    """The process id in a lock file, 0 when there is none."""
     try:
         return int(Path(path).read_bytes()[:20].strip() or b"0")
     except (OSError, ValueError):
@@ -191,7 +199,7 @@ def _read_pid(path: str) -> int:
 
 
 def _inspect_files(path: str, last_entries: int) -> Inspection:
-    found = Inspection(path, "file", _read_pid(os.path.join(path, LOCK_NAME)))
+    found = Inspection(path, "file", read_pid(os.path.join(path, LOCK_NAME)))
     disk = OsDisk(path, read_only=True)
     disk.open()
     try:
@@ -203,6 +211,7 @@ def _inspect_files(path: str, last_entries: int) -> Inspection:
         floor = max((stored.log for stored in (identity, promise) if stored), default=Floor())
         base = _inspect_object(disk, base_object(disk), found, found.base_copies)
         _check_log(disk, found, floor, base or LogBase())
+        _check_snapshot(disk, found, base or LogBase())
         _count_records(disk, found, last_entries)
     finally:
         disk.close()
@@ -239,13 +248,29 @@ def _check_log(disk: OsDisk, found: Inspection, floor: Floor, base: LogBase) -> 
     except StorageError as error:
         found.problems.append(str(error))
         return None
-    found.chosen_upto = state.chosen_upto
+    found.chosen_upto, found.log_start = state.chosen_upto, base.start
     torn_bytes = state.segments[-1].dirty_bytes
     if torn_bytes:
         found.notes.append(
             f"{state.segments[-1].name}: {torn_bytes} bytes of a write that is under way or was cut short"
         )
     return state
+
+
+def _check_snapshot(disk: OsDisk, found: Inspection, base: LogBase) -> None:
+    """As far as a start does: the pieces are not read (``paxosctl verify`` does)."""
+    found.snapshot_slot = base.snapshot
+    if not base.snapshot:
+        return
+    try:
+        info = read_contents(disk, base.snapshot).info
+    except StorageError as error:
+        if base.start == 1:
+            found.notes.append(f"{error}; the log still has everything, the next start drops the snapshot")
+        else:
+            found.problems.append(str(error))
+        return
+    found.snapshot_pieces, found.snapshot_bytes = info.pieces, info.size_bytes
 
 
 def _count_records(disk: OsDisk, found: Inspection, last_entries: int) -> None:
@@ -299,7 +324,7 @@ def _inspect_segment(disk: OsDisk, name: str, last: deque[EntryView]) -> Segment
 
 
 def _inspect_database(path: str, last_entries: int) -> Inspection:
-    found = Inspection(path, "sqlite", _read_pid(f"{path}.lock"))
+    found = Inspection(path, "sqlite", read_pid(f"{path}.lock"))
     try:
         uri = f"file:{quote(os.path.abspath(path))}?mode=ro"
         with closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection:
@@ -322,7 +347,7 @@ def _inspect_objects(connection: sqlite3.Connection, found: Inspection) -> None:
 def _inspect_row_object(
     connection: sqlite3.Connection, found: Inspection, name: str, kind: type[T]
 ) -> tuple[list[CopyView], T | None]:
-    copies = _read_both(connection, name)
+    copies = read_both(connection, name)
     views = [CopyView(f"{copy.table} {name}", copy.serial, copy.problem) for copy in copies]
     try:
         _, value = decode_object(found.path, name, copies, kind)
@@ -337,7 +362,7 @@ def _inspect_row_object(
     return views, value
 
 
-def _read_both(connection: sqlite3.Connection, name: str) -> list[ObjectCopy]:
+def read_both(connection: sqlite3.Connection, name: str) -> list[ObjectCopy]:
     """Both copies as of one moment: a commit between the two reads would make them differ."""
     connection.execute("BEGIN")
     try:
@@ -347,7 +372,7 @@ def _read_both(connection: sqlite3.Connection, name: str) -> list[ObjectCopy]:
 
 
 def _inspect_rows(connection: sqlite3.Connection, found: Inspection, last_entries: int) -> None:
-    _, tally = decode_object(found.path, "tally", _read_both(connection, "tally"), Tally)
+    _, tally = decode_object(found.path, "tally", read_both(connection, "tally"), Tally)
     last: deque[EntryView] = deque(maxlen=max(last_entries, 0))
     records = {KIND_NAMES[ACCEPTED]: 0, KIND_NAMES[CHOSEN]: 0}
     promised = found.promised if found.promised is not None else NO_BALLOT
@@ -367,3 +392,5 @@ def _inspect_rows(connection: sqlite3.Connection, found: Inspection, last_entrie
     if rows < tally.rows:
         found.problems.append(f"{rows} slots are stored instead of {tally.rows}")
     found.records, found.chosen_upto, found.last_entries = records, chosen_upto, list(last)
+    found.log_start, found.snapshot_slot = tally.start, tally.snapshot
+    found.snapshot_pieces, found.snapshot_bytes = tally.pieces, tally.size_bytes

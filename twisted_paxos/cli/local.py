@@ -1,4 +1,4 @@
-"""The commands of paxosctl that work on this machine: inspect and demo."""
+"""The commands of paxosctl that work on this machine: inspect, verify and demo."""
 
 from __future__ import annotations
 
@@ -28,6 +28,26 @@ def inspect_command(settings: Settings, directory: Path) -> int:
     else:
         output.print_struct(inspection)
     return 1 if inspection.problems else 0
+
+
+@click.command("verify")
+@click.argument("directory", type=click.Path(path_type=Path))
+@common_options
+@click.pass_obj
+def verify_command(settings: Settings, directory: Path) -> int:
+    """Check everything that is stored in DIRECTORY; reads only, also while the node runs.
+
+    Says what is wrong, where, and what the next start does about it. The exit status is 1 when
+    something is damaged that the node cannot mend by itself.
+    """
+    from twisted_paxos.cli.verify import verify_directory
+
+    report = verify_directory(directory)
+    if settings.json:
+        output.print_json(report)
+    else:
+        output.print_struct(report)
+    return 1 if report.verdict == "damaged" else 0
 
 
 @click.command("demo")

@@ -19,7 +19,14 @@ from msgspec import Raw, Struct
 
 from twisted_paxos.core import limits
 from twisted_paxos.core.messages import Command
-from twisted_paxos.errors import OutcomeUnknown, Overloaded, PaxosError, SessionExpired, Unavailable
+from twisted_paxos.errors import (
+    OutcomeUnknown,
+    Overloaded,
+    PaxosError,
+    SessionExpired,
+    Unavailable,
+    ValueTooLarge,
+)
 from twisted_paxos.statemachine.commands import Result
 
 WINDOW_COMMANDS: Final = 2_048
@@ -209,7 +216,9 @@ class Pending:
         if result.error == "session_expired":
             return True
         proposal = self._take(result.sequence)
-        if proposal is not None:
+        if proposal is not None and result.slot:
+            proposal.end(ValueTooLarge("the command was applied, but its result is too large to be sent"))
+        elif proposal is not None:
             # This copy was not applied; a node's own repetition of it may be, later.
             proposal.end(OutcomeUnknown(f"the cluster answered {result.error}; look with: paxosctl log"))
         return False

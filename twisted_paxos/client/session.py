@@ -11,12 +11,15 @@ one turn share frames, the results of a frame are handled in one loop.
 from __future__ import annotations
 
 import random
+import time
 from collections import deque
 from collections.abc import AsyncIterable, Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Final
 
-from twisted.internet.defer import Deferred, succeed
+from msgspec import Raw
+from twisted.internet.base import ReactorBase
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure as TwistedFailure
@@ -28,11 +31,16 @@ from twisted_paxos.client.connection import (
     backoff_s,
     open_connection,
 )
+from twisted_paxos.client.kv import KeyValues
+from twisted_paxos.client.lease import Lease
 from twisted_paxos.client.liveness import Liveness
 from twisted_paxos.client.logreader import LogReader
 from twisted_paxos.client.payloads import encode_value
 from twisted_paxos.client.pending import WINDOW_COMMANDS, Outcome, Pending, Proposal
+from twisted_paxos.client.queries import Queries
 from twisted_paxos.client.stream import ProposalStream
+from twisted_paxos.client.watches import Watch, Watches
+from twisted_paxos.core import limits
 from twisted_paxos.core.messages import Command
 from twisted_paxos.errors import (
     ConfigError,
@@ -46,7 +54,8 @@ from twisted_paxos.statemachine.commands import (
     NodeStatus,
     Result,
 )
-from twisted_paxos.wire.client import Failure, GetStatus, Response, Results, StatusReply, Submit
+from twisted_paxos.statemachine.watches import WatchRequest
+from twisted_paxos.wire.client import Answer, Failure, GetStatus, Response, Results, StatusReply, Submit
 
 log = Logger()
 
@@ -98,7 +107,9 @@ class Client:
     """A session with the cluster; made by `connect`, whose arguments it takes.
 
     Attributes:
+        reactor: as given.
         endpoint: where it is connected to, or was last.
+        kv: the key-value store.
     """
 
     def __init__(
@@ -112,7 +123,7 @@ class Client:
     ) -> None:
         if not endpoints:
             raise ConfigError("no endpoint given: name at least one node's client port")
-        self._reactor = reactor
+        self.reactor = reactor
         self._endpoints = list(endpoints)
         self._rng = rng or random.SystemRandom()
         self._timeout_s = timeout_s
@@ -132,6 +143,9 @@ class Client:
         self._holds = 0
         self._used_s = 0.0
         self._liveness = Liveness(reactor, self._ping, self._leave)
+        self._queries = Queries(reactor, self._next_request_id, self._flush_soon, lambda: self._why)
+        self._watches = Watches(reactor, self._in_turn, self._rng)
+        self.kv = KeyValues(self)
         self._room_waiters: list[Deferred[None]] = []
         self._timers: dict[str, IDelayedCall] = {}
 
@@ -160,6 +174,13 @@ class Client:
             Unavailable: within that time it could not even be sent.
             SessionExpired: the cluster forgot this session while the command was under way.
         """
+        try:
+            return self.command(encode_value(value), timeout_s)
+        except ValueTooLarge as error:
+            return fail(error)
+
+    def command(self, payload: Raw, timeout_s: float | None = None) -> Deferred[Result]:
+        """`propose` for the JSON of any command; the result's ``data`` is what the state machine returned."""
         done: Deferred[Result] = Deferred(lambda _: cancelled())
 
         def cancelled() -> None:
@@ -173,19 +194,60 @@ class Client:
                 done.errback(outcome)
 
         try:
-            proposal = self._add(value, timeout_s, finish)
+            proposal = self._add(payload, timeout_s, finish)
         except PaxosError:
             done.errback()
         return done
 
-    def _add(
-        self, value: str | bytes, timeout_s: float | None, finish: Callable[[Outcome], None]
-    ) -> Proposal:
+    def _add(self, payload: Raw, timeout_s: float | None, finish: Callable[[Outcome], None]) -> Proposal:
         if self._closed:
             raise Unavailable("the client is closed")
-        proposal = self._pending.add(encode_value(value), self._deadline_s(timeout_s), finish)
+        if len(payload) > limits.PAYLOAD_MAX_BYTES:
+            raise ValueTooLarge(f"a command of {len(payload):,} bytes is over {limits.PAYLOAD_MAX_BYTES:,}")
+        proposal = self._pending.add(payload, self._deadline_s(timeout_s), finish)
         self._flush_soon()
         return proposal
+
+    def query(
+        self, payload: Raw, serializable: bool = False, timeout_s: float | None = None
+    ) -> Deferred[Raw]:
+        """Ask the state machine a question; fires with its answer.
+
+        Args:
+            payload: the question, as the state machine takes it.
+            serializable: from what the connected node has applied, which may be old; else the answer has
+                everything that was acknowledged to anybody before this call.
+
+        Fails with:
+            Unavailable: no answer within ``timeout_s`` seconds.
+            Overloaded: too many questions wait here already.
+            ValueTooLarge: the answer is; ask for less at a time.
+        """
+        if self._closed:
+            return fail(Unavailable("the client is closed"))
+        return self._queries.ask(payload, serializable, self._timeout_s if timeout_s is None else timeout_s)
+
+    def start_watch(self, request: WatchRequest, seen_revision: int = 0) -> Watch:
+        """Watch; `KeyValues.watch` is the comfortable way.
+
+        Args:
+            request: what to watch.
+            seen_revision: one from the present on begins behind this, also at a node that is not as far.
+        """
+        return self._watches.add(request, seen_revision)
+
+    def lease(self, ttl_s: int, timeout_s: float | None = None) -> Deferred[Lease]:
+        """Open a lease of ``ttl_s`` seconds that keeps itself alive; see `Lease.grant`."""
+        return Deferred.fromCoroutine(Lease.grant(self, ttl_s, timeout_s))
+
+    def monotonic_s(self) -> float:
+        """Seconds on a clock that no one sets: a reactor's own may be the wall clock."""
+        wall = isinstance(self.reactor, ReactorBase) and "seconds" not in vars(self.reactor)
+        return time.monotonic() if wall else self.reactor.seconds()
+
+    def unique_id(self) -> str:
+        """16 hexadecimal digits that nobody else has."""
+        return self._random_id()
 
     def propose_many(
         self,
@@ -208,7 +270,7 @@ class Client:
         """
 
         def add(value: str | bytes, finish: Callable[[Outcome], None]) -> None:
-            self._add(value, timeout_s, finish)
+            self._add(encode_value(value), timeout_s, finish)
 
         return Deferred.fromCoroutine(ProposalStream(add, self._wait_for_room, on_outcome).run(values))
 
@@ -226,7 +288,7 @@ class Client:
         Ends at the last entry of the moment; with ``follow`` it waits for more instead. It has its
         own connection, goes on with another node when one fails, and is ended by its ``close()``.
         """
-        return LogReader(self._reactor, self._in_turn(), from_slot, follow, self._rng)
+        return LogReader(self.reactor, self._in_turn(), from_slot, follow, self._rng)
 
     def close(self) -> Deferred[None]:
         """Disconnect; what has no result yet fails at once (`OutcomeUnknown` if it was sent)."""
@@ -240,6 +302,8 @@ class Client:
             self._connection.close()
             self._connection = None
         self._pending.end_all("the client was closed before it was sent")
+        self._queries.end_all("the client was closed")
+        self._watches.close()
         self._give_room()
         return succeed(None)
 
@@ -247,7 +311,7 @@ class Client:
         problems = []
         for endpoint in self._in_turn():
             try:
-                return await ask_status(self._reactor, endpoint)
+                return await ask_status(self.reactor, endpoint)
             except Unavailable as error:
                 problems.append(str(error))
         raise Unavailable(_nobody("; ".join(problems)))
@@ -263,7 +327,7 @@ class Client:
         """Call ``call`` in ``delay_s`` seconds, unless this timer runs already."""
         timer = self._timers.get(purpose)
         if not self._closed and (timer is None or not timer.active()):
-            self._timers[purpose] = self._reactor.callLater(delay_s, call)
+            self._timers[purpose] = self.reactor.callLater(delay_s, call)
 
     def _stop_timer(self, purpose: str) -> None:
         timer = self._timers.pop(purpose, None)
@@ -275,7 +339,7 @@ class Client:
         return timer is not None and timer.active()
 
     def _deadline_s(self, timeout_s: float | None) -> float:
-        now_s: float = self._reactor.seconds()
+        now_s: float = self.reactor.seconds()
         deadline_s = now_s + (self._timeout_s if timeout_s is None else timeout_s)
         if deadline_s < self._pending.next_deadline_s:
             self._stop_timer("deadline")
@@ -283,7 +347,7 @@ class Client:
         return deadline_s
 
     def _check_deadlines(self, due_s: float, grace: bool = False) -> None:
-        now_s: float = self._reactor.seconds()
+        now_s: float = self.reactor.seconds()
         if now_s - due_s > LATE_S and not grace:
             # This process was stopped, or its output blocked: read what has arrived before judging.
             self._start_timer("deadline", LATE_S, partial(self._check_deadlines, now_s, True))
@@ -313,7 +377,7 @@ class Client:
         self._next_endpoint += 1
         try:
             connection = await open_connection(
-                self._reactor, endpoint, self._got, self._lost, self._connect_timeout_s()
+                self.reactor, endpoint, self._got, self._lost, self._connect_timeout_s()
             )
         except Unavailable as error:
             self._attempts += 1
@@ -358,6 +422,7 @@ class Client:
         self._opening = None
         for batch in self._pending.batches_to_resend():
             self._send(batch)
+        self._queries.connected()
         self._flush_soon()
 
     def _lost(self, why: str) -> None:
@@ -380,6 +445,8 @@ class Client:
 
     def _flush(self) -> None:
         if self._connection is not None and not self._runs("hold"):
+            if self._queries.send_to(self._connection.send):
+                self._liveness.sent()
             if self._session_open:
                 self._send_all()
             else:
@@ -388,7 +455,7 @@ class Client:
 
     def _send_all(self) -> None:
         if not self._pending.in_flight:
-            now_s: float = self._reactor.seconds()
+            now_s: float = self.reactor.seconds()
             idle_s, self._used_s = now_s - self._used_s, now_s
             if idle_s > SESSION_FRESH_S:
                 self._new_session()
@@ -410,9 +477,13 @@ class Client:
         if self._connection is None:
             return
         self._liveness.sent()
+        request_id = self._next_request_id()
+        self._submits.append((request_id, commands))
+        self._connection.send(Submit(request_id, commands))
+
+    def _next_request_id(self) -> int:
         self._request_id += 1
-        self._submits.append((self._request_id, commands))
-        self._connection.send(Submit(self._request_id, commands))
+        return self._request_id
 
     def _give_room(self) -> None:
         if self._room_waiters and (self._closed or self._pending.has_room):
@@ -434,13 +505,25 @@ class Client:
     def _got(self, response: Response) -> None:
         if isinstance(response, Results):
             self._results(response.results)
+        elif isinstance(response, Answer):
+            self._queries.answered(response)
+            self._attempts = 0
+            self._liveness.heard(self._awaits)
+            self._flush_soon()
         elif isinstance(response, StatusReply):
             self._liveness.answered(response.status)
         elif isinstance(response, Failure):
             self._refused(response)
 
+    @property
+    def _awaits(self) -> bool:
+        """Whether the node owes anything."""
+        return bool(self._pending.in_flight or self._opening or self._queries.in_flight)
+
     def _ping(self) -> None:
-        if self._connection is not None:
+        if not self._awaits:
+            self._liveness.idle()
+        elif self._connection is not None:
             self._connection.send(GetStatus(0))
 
     def _leave(self, why: str) -> None:
@@ -448,7 +531,7 @@ class Client:
             self._connection.drop(why)
 
     def _results(self, results: Sequence[Result]) -> None:
-        self._used_s = self._reactor.seconds()
+        self._used_s = self.reactor.seconds()
         self._attempts = 0
         if self._opening is not None:
             self._look_for_opening(results)
@@ -457,7 +540,7 @@ class Client:
             self._new_session()
         if self._session_open:
             self._holds = 0
-        self._liveness.heard(more=bool(self._pending.in_flight or self._opening))
+        self._liveness.heard(self._awaits)
         floor = self._pending.floor
         while self._submits and self._submits[0][1][-1].sequence < floor:
             self._submits.popleft()
@@ -480,13 +563,19 @@ class Client:
         self._pending.new_session(self._random_id())
 
     def _refused(self, failure: Failure) -> None:
-        commands = self._commands_of(failure.request_id)
-        if not commands:
+        asked = self._queries.has(failure.request_id)
+        commands = () if asked else self._commands_of(failure.request_id)
+        if not (asked or commands):
             return
         if failure.code not in ("overloaded", "value_too_large", "bad_request"):
             # It could not say whether it took them, or will take nothing: another node may.
             if self._connection is not None:
                 self._connection.drop(failure.message)
+            return
+        if asked:
+            self._queries.refused(failure)
+            if failure.code == "overloaded":
+                self._hold()
             return
         if self._opening in commands:
             self._opening = None

@@ -88,7 +88,17 @@ class Effects:
         self.lost = self.lost or other.lost
 
     def __bool__(self) -> bool:
-        return any(getattr(self, name) for name in self.__slots__)
+        # Spelt out: this is asked several times for each command.
+        return bool(
+            self.records
+            or self.sends
+            or self.replies
+            or self.chosen
+            or self.reads
+            or self.readable
+            or self.behind
+            or self.lost
+        )
 
     def __repr__(self) -> str:
         parts = [f"{name}={getattr(self, name)!r}" for name in self.__slots__ if getattr(self, name)]

@@ -102,7 +102,8 @@ class Election:
 
     def heard(self, uid: str, status: Status, voter: bool, answers_round: int | None, now_s: float) -> None:
         """Note what ``uid`` says of itself; ``answers_round`` when it answers a probe."""
-        self.saw(max(status.ballot, status.leader, status.promised))
+        if voter:
+            self.saw(max(status.ballot, status.leader, status.promised))
         old = self._heard.get(uid)
         reached_s = old.reached_s if old else float("-inf")
         if answers_round is not None:
@@ -112,7 +113,11 @@ class Election:
         if voter:
             self._votes_heard_s[uid] = now_s
         if status.leading and status.leader_works:
-            self.heard_leader(status.ballot, now_s)
+            if voter:
+                self.heard_leader(status.ballot, now_s)
+        elif status.ballot == self.leader:
+            # It has given way, and says so.
+            self._leader_heard_s = float("-inf")
 
     def heard_leader(self, ballot: ProposalID, now_s: float) -> None:
         """A leader with a majority shows itself, by a heartbeat or by an Accept."""

@@ -282,15 +282,22 @@ class ForwardReply(Struct, frozen=True, tag="forward_reply"):
 
 
 class ReadRequest(Struct, frozen=True, tag="read_request"):
-    """Asks the leader for the slot that a linearizable read must have applied."""
+    """Asks the leader for the slot that a linearizable read must have applied.
+
+    Attributes:
+        read_id: the sender's number for it.
+        start: the sender's boot_id: an answer to an earlier start must not fit.
+    """
 
     read_id: Count
+    start: Word
 
 
 class ReadAt(Struct, frozen=True, tag="read_at"):
     """Answers a `ReadRequest`: with ``slot`` applied, the read sees all that was answered before it."""
 
     read_id: Count
+    start: Word
     slot: Count
 
 

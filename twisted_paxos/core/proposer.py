@@ -48,10 +48,6 @@ from twisted_paxos.core.timing import RetryTimer
 COMMAND_OVERHEAD_BYTES = 48
 """Roughly what a command takes beyond its payload, for the sizes of batches and queues."""
 
-LOG_TIME_STEP_MAX_S = 0.2
-"""Log time moves at most this far at once (two heartbeats): neither a stopped process nor
-a change of leader lets a lease run out."""
-
 
 class Phase(enum.Enum):
     """Where a proposer stands."""
@@ -81,9 +77,15 @@ class Proposal:
 
 
 class LogClock:
-    """Log time: milliseconds that move only while somebody leads, and never back."""
+    """Log time: milliseconds that move only while somebody leads, and never back.
 
-    def __init__(self) -> None:
+    Args:
+        step_max_s: it moves at most this far at once (two heartbeats): neither a stopped process
+            nor a change of leader lets a lease run out.
+    """
+
+    def __init__(self, step_max_s: float = 0.2) -> None:
+        self._step_max_s = step_max_s
         self.time_ms = 0.0
         self._seen_s: float | None = None
 
@@ -95,7 +97,7 @@ class LogClock:
     def read_ms(self, now_s: float) -> int:
         """The log time of now."""
         if self._seen_s is not None and now_s > self._seen_s:
-            self.time_ms += 1000 * min(now_s - self._seen_s, LOG_TIME_STEP_MAX_S)
+            self.time_ms += 1000 * min(now_s - self._seen_s, self._step_max_s)
             self._seen_s = now_s
         return int(self.time_ms)
 
@@ -109,6 +111,7 @@ class Proposer:
         membership: whose promises count.
         learner: knows the votes, and fetches what phase 1 shows as chosen elsewhere.
         random: gives numbers in [0, 1), for jitter.
+        log_time_step_max_s: see `LogClock`.
 
     Attributes:
         phase: idle, preparing or leading.
@@ -120,7 +123,13 @@ class Proposer:
     takes = (Promise, Nack)
 
     def __init__(
-        self, uid: str, log: Log, membership: Membership, learner: Learner, random: Callable[[], float]
+        self,
+        uid: str,
+        log: Log,
+        membership: Membership,
+        learner: Learner,
+        random: Callable[[], float],
+        log_time_step_max_s: float = 0.2,
     ) -> None:
         self.uid = uid
         self.log = log
@@ -129,7 +138,7 @@ class Proposer:
         self.phase = Phase.IDLE
         self.ballot = NO_BALLOT
         self.promises_received: set[str] = set()
-        self.clock = LogClock()
+        self.clock = LogClock(log_time_step_max_s)
         self.wanted_time_ms: int | None = None
         self._timer = RetryTimer(random)
         self._parts: dict[str, tuple[tuple[int, int], dict[int, Promise]]] = {}

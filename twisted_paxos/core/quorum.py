@@ -25,6 +25,10 @@ class Membership:
         self.voters = tuple(sorted(voters))
         self.majority = len(self.voters) // 2 + 1
         self._sets: list[tuple[int, dict[str, str]]] = [(1, dict(members))]
+        self._index()
+
+    def _index(self) -> None:
+        self._members = {pair for _, members in self._sets for pair in members.items()}
 
     @property
     def latest(self) -> dict[str, str]:
@@ -50,23 +54,27 @@ class Membership:
         """Set everything, as a formation, a restart or a snapshot tells."""
         self._sets = [(from_slot, dict(members)) for from_slot, members in sets]
         assert self._sets and all(set(members) == set(self.voters) for _, members in self._sets)
+        self._index()
 
     def at(self, slot: int) -> dict[str, str]:
         """The incarnations that vote on ``slot``."""
-        for from_slot, members in reversed(self._sets):
-            if slot >= from_slot:
-                return members
-        return self._sets[0][1]
+        sets = self._sets
+        place = len(sets) - 1
+        while place and slot < sets[place][0]:
+            place -= 1
+        return sets[place][1]
 
     def replace(self, uid: str, new: str, from_slot: int) -> None:
         """From ``from_slot`` on, ``new`` votes for ``uid`` (the command that says so was chosen)."""
         assert uid in self.voters and from_slot >= self.latest_from
         self._sets.append((from_slot, {**self.latest, uid: new}))
+        self._index()
 
     def forget_below(self, slot: int) -> None:
         """Drop the sets that govern no slot from ``slot`` on."""
         while len(self._sets) > 1 and self._sets[1][0] <= slot:
             del self._sets[0]
+        self._index()
 
     def votes_on(self, slot: int, sender: Sender) -> bool:
         """Whether ``sender``'s vote on ``slot`` counts."""
@@ -74,7 +82,7 @@ class Membership:
 
     def is_member(self, sender: Sender) -> bool:
         """Whether ``sender`` votes in any set that is still known."""
-        return any(members.get(sender.uid) == sender.incarnation for _, members in self._sets)
+        return (sender.uid, sender.incarnation) in self._members
 
     def is_majority(self, uids: Iterable[str]) -> bool:
         """Whether these distinct ids are a majority of the configured ones."""

@@ -32,6 +32,7 @@ class _Request(NamedTuple):
 
     uid: str
     read_id: int
+    start: str
     slot: int
 
 
@@ -42,7 +43,7 @@ class Reads:
         uid: the node's id.
         acceptor, proposer: the node's.
         random: gives numbers in [0, 1), for jitter.
-        first_id: the numbers of reads begin above it; never used before, by any start of the node.
+        start: random, of this start of the node: answers to an earlier one do not count.
     """
 
     takes = (ReadRequest, ReadAt, Confirm, Confirmed)
@@ -53,14 +54,15 @@ class Reads:
         acceptor: Acceptor,
         proposer: Proposer,
         random: Callable[[], float],
-        first_id: int = 0,
+        start: str = "",
     ) -> None:
         self._uid = uid
         self._acceptor = acceptor
         self._proposer = proposer
         self._timer = RetryTimer(random)
         # Asking.
-        self._read_id = first_id
+        self._read_id = 0
+        self._start = start
         self._leader = NO_BALLOT
         self._asked: dict[int, tuple[float, float, int]] = {}
         self._confirmed_at: dict[int, int] = {}
@@ -88,7 +90,7 @@ class Reads:
         self._asked[read_id] = (now_s, now_s + self._timer.wait_s(tries), tries)
         if leader == NO_BALLOT:
             return Effects()
-        return Effects(sends=[Send((leader.uid,), ReadRequest(read_id))])
+        return Effects(sends=[Send((leader.uid,), ReadRequest(read_id, self._start))])
 
     def forget(self, read_id: int) -> None:
         """Nobody waits for this read any more."""
@@ -98,6 +100,8 @@ class Reads:
     def on_read_at(self, message: ReadAt, now_s: float) -> Effects:
         """The leader has confirmed a read of this node."""
         effects = Effects()
+        if message.start != self._start:
+            return effects
         asked = self._asked.pop(message.read_id, None)
         if asked is not None:
             if asked[2] == 1:
@@ -123,7 +127,8 @@ class Reads:
         """A read arrives at the leader; elsewhere it is dropped, and asked again of whoever leads."""
         if not self._leads() or len(self._waiting) >= limits.READS_MAX:
             return Effects()
-        self._waiting.append(_Request(sender.uid, message.read_id, self._proposer.highest_proposed))
+        slot = self._proposer.highest_proposed
+        self._waiting.append(_Request(sender.uid, message.read_id, message.start, slot))
         return self._start_round(now_s) if not self._confirming else Effects()
 
     def _leads(self) -> bool:
@@ -167,7 +172,7 @@ class Reads:
         membership = self._proposer.membership
         if not membership.is_phase_1_quorum(self._confirmed, self._proposer.log.chosen_upto):
             return effects
-        effects.sends += [Send((r.uid,), ReadAt(r.read_id, r.slot)) for r in self._confirming]
+        effects.sends += [Send((r.uid,), ReadAt(r.read_id, r.start, r.slot)) for r in self._confirming]
         self._confirming = []
         self._repeat_at_s = None
         if self._waiting:

@@ -112,12 +112,14 @@ class Replica:
         self.log = Log(recovered.chosen_upto, recovered.log_start, recovered.entries)
         self.acceptor = Acceptor(self.log, recovered.promised, self.formation.is_voter)
         self.learner = Learner(self.log, self.membership, random)
-        self.proposer = Proposer(settings.uid, self.log, self.membership, self.learner, random)
+        self.proposer = Proposer(
+            settings.uid, self.log, self.membership, self.learner, random, 2 * settings.heartbeat_s
+        )
         self.election = Election(settings.uid, self.membership, settings.heartbeat_s, random, now_s)
         # Numbers go on from start to start: an answer to an earlier one must never fit a new question.
         first_id = self.me.boot * IDS_PER_BOOT
         self.requests = Requests(random, first_id)
-        self.reads = Reads(settings.uid, self.acceptor, self.proposer, random, first_id)
+        self.reads = Reads(settings.uid, self.acceptor, self.proposer, random, boot_id)
         self.disk_waiting_since_s: float | None = None
         self.disk_full = False
         self._recovered_promised = recovered.promised
@@ -162,7 +164,7 @@ class Replica:
         """``leader``, ``candidate``, ``follower``, ``observer`` or ``joining``, for people."""
         if self.settings.uid not in self.settings.voters:
             return "observer"
-        if not self.acceptor.votes:
+        if not self.membership.votes_on(self.log.chosen_upto + 1, self.me):
             return "joining"
         names = {Phase.LEADING: "leader", Phase.PREPARING: "candidate", Phase.IDLE: "follower"}
         return names[self.proposer.phase]
@@ -184,7 +186,9 @@ class Replica:
         if self.proposer.leading:
             reached = self.election.reached(now_s, SERVES_HEARTBEATS) | {self.settings.uid}
             return self.membership.is_majority(reached) and not self.disk_stalled(now_s)
-        return self.leader_works(now_s)
+        # Heard is not enough for a client: what is forwarded must arrive there.
+        reached = self.leader.uid in self.election.reached(now_s)
+        return reached and self.leader_works(now_s)
 
     def status(self, now_s: float) -> Status:
         """What it says of itself in heartbeats."""
@@ -246,6 +250,8 @@ class Replica:
         return effects
 
     def _on_accepted(self, sender: Sender, message: Accepted, now_s: float) -> Effects:
+        if not self.membership.is_member(sender):
+            return Effects()
         if message.ballot > self.proposer.ballot:
             self._give_way_to(message.ballot)
         self.formation.reported(sender, message.ballot, max(message.slots, default=0))
@@ -255,12 +261,15 @@ class Replica:
 
     def _on_promise(self, sender: Sender, message: Promise, now_s: float) -> Effects:
         self.formation.reported(sender, message.ballot)
+        led = self.proposer.leading
         effects = self.proposer.on_promise(sender, message, now_s)
-        if self.proposer.leading:
+        if self.proposer.leading and not led:
             effects.add(self._news(now_s))
         return effects
 
     def _on_nack(self, sender: Sender, message: Nack, now_s: float) -> Effects:
+        if not self.membership.is_member(sender):
+            return Effects()
         self.election.saw(message.promised)
         return self.proposer.on_nack(message)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 RETRY_MIN_S = 0.010
-RETRY_MAX_S = 1.0
+RETRY_MAX_S = 0.3
 RETRY_FIRST_S = 0.050
 
 

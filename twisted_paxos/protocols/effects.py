@@ -176,10 +176,15 @@ class EffectPerformer:
             self._write_planned = True
             self._clock.callLater(0, self._write)
 
+    def write_now(self) -> None:
+        """The turn is over: what it asked for need not wait for the next one."""
+        if self._write_planned:
+            self._write()
+
     def _write(self) -> None:
-        self._write_planned = False
-        if self._stopped:
+        if self._stopped or self._writing is not None or not self._write_planned:
             return
+        self._write_planned = False
         records, self._records = self._records, []
         self._writing, self._replies = self._replies, []
         self._covered_upto = self._chosen_upto
@@ -201,6 +206,7 @@ class EffectPerformer:
         self.full = False
         self.waiting_since_s = None
         if self._records:
+            self._write_planned = True
             self._write()
         effects = Effects(sends=merge_accepted(released))
         self.perform(effects)
@@ -250,10 +256,8 @@ class EffectPerformer:
     # -- answers from storage
 
     def _read(self, read: ReadChosen) -> None:
-        if self._reads >= READS_MAX:
-            return
         upto_slot = min(read.upto_slot, self.stored_upto)
-        if upto_slot < read.from_slot:
+        if self._reads >= READS_MAX or upto_slot < read.from_slot:
             chosen_upto, log_start = self._chosen_range()
             nothing = Chosen(read.request_id, (), chosen_upto, log_start)
             self._send(Send((read.to,), nothing))

@@ -31,6 +31,9 @@ LINKS_MAX = 256
 
 RECONNECT_MAX_S = 2.0
 
+STUCK_S = 2.0
+"""A link on which frames have waited for this long is given up for a new one."""
+
 
 class IncomingLink(Int32StringReceiver):
     """What a peer sends on the connection that it made."""
@@ -158,6 +161,8 @@ class PeerLink:
         self._protocol: OutgoingLink | None = None
         self._queue: deque[bytes] = deque()
         self._queue_bytes = 0
+        self._clock = clock
+        self._moved_s = clock.seconds()
         self._service = ClientService(
             endpoint, _OutgoingFactory(self), retryPolicy=self._retry_s, clock=clock
         )
@@ -172,12 +177,24 @@ class PeerLink:
         if self._queue_bytes + len(frame) > LINK_QUEUE_MAX_BYTES:
             self.dropped += 1
             return False
+        if not self._queue:
+            self._moved_s = self._clock.seconds()
         self._queue.append(frame)
         self._queue_bytes += len(frame)
         self._flush()
         return True
 
+    @property
+    def is_stuck(self) -> bool:
+        """Whether frames wait and none has left for long: a new connection may do better.
+
+        TCP finds out late that a path is dead, and as late that it works again.
+        """
+        return bool(self._queue) and self._clock.seconds() - self._moved_s > STUCK_S
+
     def _flush(self) -> None:
+        if not self._queue or (not self.paused and self._protocol is not None):
+            self._moved_s = self._clock.seconds()
         while self._queue and not self.paused and self._protocol is not None:
             frame = self._queue.popleft()
             self._queue_bytes -= len(frame)

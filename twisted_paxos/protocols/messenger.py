@@ -38,15 +38,17 @@ class _Peer:
         address: as configured, or as seen for an observer.
         ip: what a datagram needs; None until the name is resolved.
         datagram_max_bytes: on the way to that ip.
+        boot_id: of its latest start that was heard.
         heard_s: when it was last heard.
         link: for large messages; made when first needed.
     """
 
-    __slots__ = ("address", "datagram_max_bytes", "heard_s", "ip", "link")
+    __slots__ = ("address", "boot_id", "datagram_max_bytes", "heard_s", "ip", "link")
 
     def __init__(self, address: Address) -> None:
         self.address = address
         self.ip: str | None = None
+        self.boot_id = ""
         self.datagram_max_bytes = 0
         self.heard_s = float("-inf")
         self.link: PeerLink | None = None
@@ -125,6 +127,10 @@ class SocketMessenger:
     def heard(self, sender: Sender, addr: tuple[Any, ...] | None) -> bool:
         """Note who spoke; False for strangers that there is no room for, or who came by link only."""
         peer = self._peers.get(sender.uid)
+        if peer is not None and peer.boot_id != sender.boot_id:
+            # A connection to an earlier start may be dead without a word.
+            peer.boot_id = sender.boot_id
+            self._drop_link(peer)
         if sender.uid in self._configured or sender.uid == self._me.uid:
             return sender.uid != self._me.uid
         if peer is None:
@@ -222,6 +228,8 @@ class SocketMessenger:
                 )
 
     def _send_frame(self, peer: _Peer, data: bytes) -> None:
+        if peer.link is not None and peer.link.is_stuck:
+            self._drop_link(peer)
         if peer.link is None:
             assert peer.ip is not None
             kind = TCP6ClientEndpoint if ":" in peer.ip else TCP4ClientEndpoint

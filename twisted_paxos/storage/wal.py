@@ -90,6 +90,16 @@ def base_object(disk: IDisk) -> DurableObjectHandler[LogBase]:
     return DurableObjectHandler(disk, "base", LogBase)
 
 
+def read_base(disk: IDisk) -> LogBase:
+    """Where the log begins, read without changing anything.
+
+    Raises:
+        StorageDamaged: neither copy says it for certain.
+    """
+    handler = base_object(disk)
+    return handler.decode(choose_copy(disk.path, read_copies(disk, handler.name)))
+
+
 @implementer(IStorageBackend)
 class FileBackend:
     """The blocking half of `FileStorage`.

@@ -240,7 +240,9 @@ class ExactlyOnce(Check):
         for command in commands:
             key = (command.client, command.sequence)
             if self._slots.setdefault(key, slot) != slot:
-                raise Violation(f"{show(life)}: command {key} has its effect in slots {self._slots[key]} and {slot}")
+                raise Violation(
+                    f"{show(life)}: command {key} has its effect in slots {self._slots[key]} and {slot}"
+                )
             if not self._sent(command):
                 raise Violation(f"{show(life)}: nobody sent the command {command}")
 

@@ -23,6 +23,7 @@ from twisted_paxos.storage.disk import LOCK_NAME
 from twisted_paxos.storage.durable import choose_copy, read_copies
 from twisted_paxos.storage.format import segment_id
 from twisted_paxos.storage.recovery import Floor, examine
+from twisted_paxos.storage.wal import read_base
 from twisted_paxos.storage.wal import identity_object
 from twisted_paxos.testing.cluster import SimulatedCluster, SimulatedNode
 from twisted_paxos.testing.schedule import CLASSES, Fault, Schedule
@@ -351,14 +352,13 @@ class Injector:
         node = self._pick(random)
         if node is not None and node.executor is not None:
             self._tell(f"{node.uid}: its disk stands still for {2 * fault.seconds:.3f} s")
-            executor = node.executor
-            executor.stall()
-            self._later(2 * fault.seconds, self._unstall, node, executor)
+            node.executor.stall()
+            self._later(2 * fault.seconds, self._unstall, node, node.executor)
 
     @staticmethod
     def _unstall(node: SimulatedNode, executor: Any) -> None:
-        if node.executor is executor:
-            executor.resume()
+        if node.executor is not None and node.executor is executor:
+            node.executor.resume()
 
     def _bad_disk(self, fault: Fault, random: Random) -> None:
         """Errors until the node stops, or for a while."""
@@ -457,7 +457,8 @@ class Injector:
     def _old_copy(self, node: SimulatedNode, random: Random) -> str:
         """An old copy of the directory is put back; see the module's docstring for when."""
         now = self._identity(node)
-        if now is None or not all(self._has_recorded(peer, *now) for peer in self.cluster.voters if peer != node.uid):
+        peers = [uid for uid in self.cluster.voters if uid != node.uid]
+        if now is None or not all(self._has_recorded(peer, *now) for peer in peers):
             return ""
         old = [copy for life, start, copy in self.nodes[node.uid].copies if life == now[0] and start < now[1]]
         if not old:
@@ -510,7 +511,7 @@ class Injector:
         if not logs or name != logs[-1]:
             return disk.size(name)
         try:
-            state = examine(disk, ProposalID(NUMBER_MAX, "~"), Floor())
+            state = examine(disk, ProposalID(NUMBER_MAX, "~"), Floor(), read_base(disk))
         except PaxosError:
             return 0
         return state.unsynced_offset

@@ -139,7 +139,9 @@ def promise_not_saved() -> Sequence[Patch]:
 def accept_not_saved() -> Sequence[Patch]:
     """An Accepted leaves without its value being saved."""
     return [
-        _wrap(Acceptor, "on_accept", lambda on_accept, *arguments: _without(SaveAccepted, on_accept(*arguments)))
+        _wrap(
+            Acceptor, "on_accept", lambda on_accept, *arguments: _without(SaveAccepted, on_accept(*arguments))
+        )
     ]
 
 
@@ -225,7 +227,9 @@ def promise_leaves_out_newest() -> Sequence[Patch]:
 def stale_promise_on_accept() -> Sequence[Patch]:
     """An Accept above the promise is taken without saving its ballot as promise."""
     return [
-        _wrap(Acceptor, "on_accept", lambda on_accept, *arguments: _without(SavePromise, on_accept(*arguments)))
+        _wrap(
+            Acceptor, "on_accept", lambda on_accept, *arguments: _without(SavePromise, on_accept(*arguments))
+        )
     ]
 
 

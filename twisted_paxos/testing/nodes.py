@@ -106,6 +106,7 @@ class NodeProcess(ProcessProtocol):
         prefix: a command that runs the node as its argument, such as one that enters a namespace.
 
     Attributes:
+        options: of its next start.
         lines: the newest lines of its output, of all starts.
         exit_status: of the last process that ended: its exit code, or minus the signal.
         on_line: called with each line of output.
@@ -126,7 +127,7 @@ class NodeProcess(ProcessProtocol):
         self.exit_status: int | None = None
         self.on_line: Callable[[str], None] | None = None
         self._reactor = reactor
-        self._options = list(options)
+        self.options = list(options)
         self._prefix = list(prefix)
         self._directory = directory
         self._process: Any = None
@@ -147,12 +148,15 @@ class NodeProcess(ProcessProtocol):
         """Spawn the process; `wait_ready` tells when it serves."""
         if self._process is not None:
             raise NodeFailed(f"node {self.uid} runs already")
-        node = [sys.executable, "-m", "twisted_paxos", "--id", self.uid, *self._options]
-        command = [*self._prefix, *node]
+        command = [*self._prefix, *self.command()]
         self.exit_status = None
         self._process = self._reactor.spawnProcess(
             self, command[0], command, _environment(), str(self._directory)
         )
+
+    def command(self) -> list[str]:
+        """What runs it."""
+        return [sys.executable, "-m", "twisted_paxos", "--id", self.uid, *self.options]
 
     def signal(self, name: str) -> None:
         """Send signal ``KILL``, ``TERM``, ``STOP`` or ``CONT``; nothing if it has ended."""

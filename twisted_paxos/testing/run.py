@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from random import Random
 from typing import Any, Final, NamedTuple
@@ -14,6 +14,7 @@ from unittest import mock
 from twisted_paxos import applier, snapshots
 from twisted_paxos.core import limits
 from twisted_paxos.core.messages import Accept, Chosen, Promise
+from twisted_paxos.node import PersistentPaxosNode
 from twisted_paxos.snapshots import Policy
 from twisted_paxos.testing.checks import Checks, LogWatch
 from twisted_paxos.testing.clock import SAME_MOMENT_MAX_EVENTS
@@ -28,6 +29,9 @@ HEAL_MAX_S: Final = 12.0
 
 SETTLE_MAX_S: Final = 8.0
 """After the clients end: so long until every node has applied the same."""
+
+READ_MAX_S: Final = 5.0
+"""So long may a piece of a log take to be read."""
 
 TRACE_MAX_LINES: Final = 200_000
 """The last lines of a trace that are kept."""
@@ -190,7 +194,7 @@ class Run:
         self._run_until(lambda: False, until_s)
         return self.checks.violation is None
 
-    def _run_until(self, done: Any, until_s: float) -> bool:
+    def _run_until(self, done: Callable[[], bool], until_s: float) -> bool:
         """Let time pass until ``done()``; False when it is not by then, or a check failed."""
         clock, checks = self.cluster.clock, self.checks
         moment_s, count = clock.now_s, 0
@@ -198,7 +202,7 @@ class Run:
             while checks.violation is None and not done():
                 if not clock.step(until_s):
                     clock.now_s = until_s
-                    return bool(done())
+                    return done()
                 count = count + 1 if clock.now_s == moment_s else 0
                 moment_s = clock.now_s
                 if count > SAME_MOMENT_MAX_EVENTS // 10:
@@ -216,8 +220,8 @@ class Run:
         before = len(self.workload.ops)
 
         def alive() -> bool:
-            done = any(op.outcome == "done" and not op.is_read for op in self.workload.ops[before:])
-            return done and all(self._votes(uid) for uid in self.cluster.voters)
+            written = any(op.outcome == "done" and not op.is_read for op in self.workload.ops[before:])
+            return written and all(self._votes(uid) for uid in self.cluster.voters)
 
         if not self._run_until(alive, healed_s + HEAL_MAX_S):
             self._no_progress("no write was acknowledged, or not every voter votes")
@@ -227,7 +231,7 @@ class Run:
 
     def _votes(self, uid: str) -> bool:
         node = self.cluster.nodes[uid].node
-        return node is not None and node.running and node.replica.acceptor.votes
+        return node is not None and bool(node.running) and node.replica.acceptor.votes
 
     def _agree(self, when: str) -> bool:
         """Every node applies the same slots, and no operation is without its outcome."""
@@ -251,9 +255,8 @@ class Run:
                 states.append(f"{uid} is down ({node.stopped_with})")
                 continue
             status: Any = node.node.status()
-            states.append(
-                f"{uid} {status.role} of {status.ballot}, chosen {status.chosen_upto}, applied {status.applied}"
-            )
+            upto = f"chosen {status.chosen_upto}, applied {status.applied}"
+            states.append(f"{uid} {status.role} of {status.ballot}, {upto}")
         open_ops = ", ".join(map(str, self.workload.open_ops()[:3]))
         chosen = self.checks.witness.chosen_upto
         self.checks.report("progress", f"{what}: {'; '.join(states)}; truly chosen: {chosen}; {open_ops}")
@@ -269,18 +272,24 @@ class Run:
     def _read_logs(self) -> None:
         """Read back every node's log; `OneValue` looks at what comes."""
         for uid, node in self.cluster.nodes.items():
-            if node.node is None:
-                continue
-            slot = node.node.replica.log.log_start
-            while slot <= node.node.performer.stored_upto:
-                entries: list[Any] = []
-                reading = node.node.read_log(slot, 1 << 20)
-                reading.addBoth(entries.append)
-                self._run_until(lambda entries=entries: bool(entries), self.cluster.clock.now_s + 5.0)
-                if not entries or not isinstance(entries[0], list) or not entries[0]:
-                    self.checks.report("one value", f"{uid} cannot read its slot {slot}: {entries}")
-                    return
-                slot = entries[0][-1].slot + 1
+            if node.node is not None and not self._read_log(node.node):
+                self.checks.report("one value", f"{uid} cannot read back its log")
+
+    def _read_log(self, node: PersistentPaxosNode) -> bool:
+        slot = 1
+        while self.checks.violation is None:
+            slot = max(slot, node.replica.log.log_start)
+            if slot > node.performer.stored_upto:
+                return True
+            read: list[Any] = []
+            node.read_log(slot, 1 << 20).addBoth(read.append)
+            self._run_until(lambda: bool(read), self.cluster.clock.now_s + READ_MAX_S)  # noqa: B023
+            if not read or not isinstance(read[0], list):
+                return False
+            if not read[0] and slot >= node.replica.log.log_start:
+                return False
+            slot += len(read[0])
+        return True
 
     def _outcome(self) -> Outcome:
         check, what = self.checks.violation or ("", "")
@@ -307,8 +316,9 @@ def patched_sizes(schedule: Schedule) -> Iterator[None]:
     """The limits of a run, for as long as it lasts."""
     sizes = schedule.sizes
     with ExitStack() as stack:
-        stack.enter_context(mock.patch.multiple(limits, **sizes.limits))
-        stack.enter_context(mock.patch.multiple(applier, **sizes.applier))
+        for module, values in ((limits, sizes.limits), (applier, sizes.applier)):
+            for name, value in values.items():
+                stack.enter_context(mock.patch.object(module, name, value))
         stack.enter_context(mock.patch.object(snapshots, "KEEP_SLOTS", sizes.keep_slots))
         yield
 

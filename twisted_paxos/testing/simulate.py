@@ -70,7 +70,8 @@ class Summary:
         elapsed_s = max(monotonic() - self._started_s, 0.001)
         self._print(
             f"{self._runs} seeds, {self._simulated_s:,.0f} simulated seconds in {elapsed_s:,.0f} s"
-            f" ({self._simulated_s / elapsed_s:.1f} per second), {self._writes:,} writes and {self._reads:,} reads"
+            f" ({self._simulated_s / elapsed_s:.1f} per second);"
+            f" {self._writes:,} writes and {self._reads:,} reads were acknowledged"
         )
         counts = ", ".join(f"{check}: {count}" for check, count in self._checks.most_common())
         self._print(f"{self.failed} failed ({counts})" if self.failed else "no violation")
@@ -105,8 +106,8 @@ def simulate(wishes: Iterable[Wish], jobs: int | None, dask: str, console: Conso
 @click.option("--seeds", default="0-99", show_default=True, help="Seeds, such as 0-999 or 3,5,8-9.")
 @click.option("--nodes", type=click.IntRange(1, 9), help="Voters; 3 or 5, from the seed, unless given.")
 @click.option("--faults", default="all", show_default=True, help="Kinds or classes of faults, or none.")
-@click.option("--trace", is_flag=True, help="Show all that happened in a run that fails, or in a single one.")
-@click.option("--seconds", type=click.FloatRange(1, 600), default=FAULTY_S, show_default=True, help="Of faults.")
+@click.option("--trace", is_flag=True, help="Show all that happened in a run that fails.")
+@click.option("--seconds", type=click.FloatRange(1, 600), default=FAULTY_S, help="How long faults go on.")
 @click.option("--jobs", type=click.IntRange(1), help="Worker processes; as many as there are cores.")
 @click.option("--dask", default="", metavar="ADDRESS", help="Run on the Dask cluster of this scheduler.")
 @click.option("--mutant", default="", help="Plant a bug; see twisted_paxos.testing.mutants.")

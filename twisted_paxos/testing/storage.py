@@ -119,7 +119,7 @@ class SimulatedDisk:
         operations: how many writes, syncs and changes of names there were.
         stop_after: every operation after so many fails with EIO, as when the machine stops in the
             midst of them; `crash` says what is left. None: never.
-        on_stop: called, once, when the first operation fails because of ``stop_after``; may `crash` or `kill`.
+        on_stop: called, once, when ``stop_after`` makes the first operation fail; may `crash` or `kill`.
     """
 
     def __init__(self, path: str = "/simulated") -> None:

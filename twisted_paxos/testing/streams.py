@@ -122,12 +122,28 @@ class Pipe:
         self.in_flight_bytes -= size_bytes
         self.sender.reactor.gate(self.sender.flush)
 
-    def reset(self) -> None:
-        """Send a RST: it overtakes data, and may get lost."""
+    def probe(self) -> None:
+        """What the receiver's host had not read when it lost power is sent again, until there is an answer."""
+        clock = self._network.clock
+        if not self.sender.connected or not self.in_flight_bytes:
+            return
+        if self._forward.is_cut or self._network.is_down(self._forward.destination):
+            clock.push(clock.now_s + RETRANSMIT_MIN_S, self.probe)
+        else:
+            self.receiver.arrive(b"?")
+
+    def reset(self, insist: bool = False) -> None:
+        """Send a RST: it overtakes data, and may get lost.
+
+        Args:
+            insist: it answers a segment, which its sender would repeat until the RST arrives.
+        """
+        clock = self._network.clock
         if not self._forward.is_cut:
-            clock = self._network.clock
             due_s = clock.now_s + self._forward.delay_s(self._network.random)
             clock.push(due_s, self.receiver.reset)
+        elif insist and self.receiver.connected:
+            clock.push(clock.now_s + RETRANSMIT_MIN_S, self.reset, (True,))
 
 
 @implementer(ITCPTransport, IConsumer, IPushProducer)
@@ -288,7 +304,7 @@ class Connection:
         """A segment reached this host: its kernel takes it, dead or alive."""
         if not self.connected:
             if segment:
-                self._outgoing.reset()
+                self._outgoing.reset(insist=True)
             return
         self._unread.append(segment)
         self.reactor.gate(self._read)
@@ -317,6 +333,7 @@ class Connection:
             self._detach()
             if silently:
                 self._outgoing.clear()
+                self._incoming.probe()
             else:
                 self._outgoing.put(_FIN)
 

@@ -1,0 +1,555 @@
+"""``python -m twisted_paxos.testing.explore``: every run of the pure roles, within small bounds.
+
+The real `Acceptor`, `Proposer` and `Learner` of the core, without election, clock or Twisted: what
+election would decide, and what crashes, are choices that are explored. The network is a set of
+messages that only grows, and any of them may arrive anywhere at any time, any number of times: so loss,
+duplication, reordering and replay need no choices of their own. What a node persists and what it
+then sends is one step: a crash in between is a message that never arrives.
+
+What a node does depends on its own state and on one message only. So each state of a node is stored
+once and has a number, each message is a bit, each step of a node is computed once, and a state of the
+whole is a handful of integers (explicit-state search, as in Holzmann's SPIN).
+"""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from collections import deque
+from collections.abc import Iterator
+from copy import copy
+from time import monotonic
+from typing import Any, Final, NamedTuple, TypeAlias
+
+import click
+from rich.console import Console
+
+from twisted_paxos.core.acceptor import Acceptor
+from twisted_paxos.core.ballot import NO_BALLOT, ProposalID
+from twisted_paxos.core.effects import EVERYONE, OTHERS, Effects, Send
+from twisted_paxos.core.learner import Learner
+from twisted_paxos.core.log import Log
+from twisted_paxos.core.messages import (
+    Accept,
+    Accepted,
+    Chosen,
+    Command,
+    Entry,
+    Nack,
+    Prepare,
+    Promise,
+    Sender,
+    SlotEntry,
+    decode_value,
+)
+from twisted_paxos.core.proposer import Phase, Proposer
+from twisted_paxos.core.quorum import Membership
+from twisted_paxos.core.records import SaveAccepted, SaveChosen, SavePromise
+from twisted_paxos.errors import ConfigError
+from twisted_paxos.statemachine.commands import encode_opaque
+
+STATES_MAX: Final = 400_000
+"""Where the search ends, unless told otherwise."""
+
+NOW_S: Final = 0.0
+"""Time stands still: nothing that is explored depends on it."""
+
+
+class Bounds(NamedTuple):
+    """How far the search goes.
+
+    Attributes:
+        acceptors: how many nodes, each with an acceptor and a learner.
+        proposers: how many of them propose as well.
+        slots: no more slots are proposed.
+        ballots: the highest ballot number.
+        crashes: how often each node may crash.
+        states: the search ends, incomplete, after so many.
+    """
+
+    acceptors: int = 3
+    proposers: int = 2
+    slots: int = 2
+    ballots: int = 2
+    crashes: int = 1
+    states: int = STATES_MAX
+
+
+class Explored(NamedTuple):
+    """What the search found.
+
+    Attributes:
+        states, steps: how many there were.
+        complete: everything within the bounds was seen.
+        violation: what must not be; empty when nothing was found.
+        trace: how to get there, shortest first.
+        seconds: how long it took.
+    """
+
+    states: int
+    steps: int
+    complete: bool
+    violation: str
+    trace: tuple[str, ...]
+    seconds: float
+
+
+class Claim(NamedTuple):
+    """A leader's word, as in its heartbeats: slots up to here are chosen at ballots <= its own."""
+
+    ballot: ProposalID
+    chosen_upto: int
+
+
+class Envelope(NamedTuple):
+    """A message in the network; ``to`` is empty for everybody."""
+
+    sender: str
+    boot: int
+    to: str
+    message: Any
+
+
+State: TypeAlias = tuple[int, ...]
+"""The numbers of the nodes' states, and the set of messages as bits."""
+
+
+def _copied(value: Any) -> Any:
+    """Containers anew, what is in them too; everything else is immutable or shared."""
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    if isinstance(value, (list, deque)):
+        return type(value)(_copied(item) for item in value)
+    return set(value) if isinstance(value, set) else value
+
+
+def _clone(role: Any, **others: Any) -> Any:
+    """A copy of a role, with other roles in the place of those that it knows."""
+    new = copy(role)
+    for name, value in vars(role).items():
+        setattr(new, name, others[name] if name in others else _copied(value))
+    return new
+
+
+class Node:
+    """One node: its roles, and what it has stored.
+
+    Args:
+        uid: its id.
+        voters: all ids.
+        proposes: it has a proposer.
+    """
+
+    def __init__(self, uid: str, voters: tuple[str, ...], proposes: bool) -> None:
+        self.uid = uid
+        self.boot = 1
+        self.proposes = proposes
+        self.membership = Membership(voters, {voter: voter for voter in voters})
+        self.promised = NO_BALLOT
+        self.stored: dict[int, Entry] = {}
+        self.chosen: tuple[bytes, ...] = ()
+        self._make_roles(0)
+
+    def _make_roles(self, chosen_upto: int) -> None:
+        entries = {slot: entry for slot, entry in self.stored.items() if slot > chosen_upto}
+        self.log = Log(chosen_upto, 1, entries)
+        self.acceptor = Acceptor(self.log, self.promised)
+        self.learner = Learner(self.log, self.membership, lambda: 0.5)
+        self.proposer = Proposer(self.uid, self.log, self.membership, self.learner, lambda: 0.5)
+
+    def clone(self) -> Node:
+        """A copy that can go another way."""
+        new = copy(self)
+        new.stored = dict(self.stored)
+        new.log = _clone(self.log)
+        new.acceptor = _clone(self.acceptor, log=new.log)
+        shared = {"log": new.log, "membership": self.membership}
+        new.learner = _clone(self.learner, _timer=self.learner._timer, **shared)
+        clock = copy(self.proposer.clock)
+        new.proposer = _clone(
+            self.proposer,
+            learner=new.learner,
+            clock=clock,
+            _timer=self.proposer._timer,
+            _in_flight={slot: copy(proposal) for slot, proposal in self.proposer._in_flight.items()},
+            **shared,
+        )
+        return new
+
+    def key(self) -> tuple[Any, ...]:
+        """Everything that what it does next can depend on, in a form that can be compared."""
+        log, proposer = self.log, self.proposer
+        votes = sorted(
+            (slot, ballot, tuple(sorted(voters)))
+            for slot, ballots in self.learner._votes.items()
+            for ballot, voters in ballots.items()
+        )
+        return (
+            self.boot,
+            self.promised,
+            self.acceptor.promised,
+            tuple(sorted((slot, entry.ballot, bytes(entry.value)) for slot, entry in self.stored.items())),
+            tuple(sorted((slot, entry.ballot, bytes(entry.value)) for slot, entry in log.entries.items())),
+            tuple(sorted(log.unsaved)),
+            tuple(sorted(log._chosen_at.items())),
+            self.chosen,
+            tuple(votes),
+            *self._proposer_key(proposer),
+        )
+
+    @staticmethod
+    def _proposer_key(proposer: Proposer) -> tuple[Any, ...]:
+        promises = sorted(
+            (uid, tuple((p.chosen_upto, _entries_key(p.accepted)) for p in parts))
+            for uid, (_, parts) in proposer._promises.items()
+        )
+        return (
+            proposer.phase.value,
+            proposer.ballot,
+            tuple(sorted(proposer.promises_received)),
+            tuple(promises),
+            -1 if proposer._base is None else proposer._base,
+            tuple((slot, bytes(value)) for slot, value in proposer._recovered),
+            tuple(sorted((slot, bytes(flight.value)) for slot, flight in proposer._in_flight.items())),
+            proposer._next_slot,
+        )
+
+    # -- steps
+
+    def receive(self, sender: Sender, message: Any) -> Effects:
+        """Take a message, as `Replica` does."""
+        if isinstance(message, Prepare):
+            effects = self.acceptor.on_prepare(sender, message)
+            if self.acceptor.promised == message.ballot:
+                self._give_way(sender, message.ballot)
+        elif isinstance(message, Accept):
+            effects = self.acceptor.on_accept(sender, message)
+            self._give_way(sender, message.ballot)
+            if sender.uid != self.uid:
+                effects.add(self._claimed(sender, message.chosen_upto, message.ballot))
+        elif isinstance(message, Accepted):
+            self._give_way(sender, message.ballot)
+            effects = self.learner.on_accepted(sender, message, NOW_S)
+        elif isinstance(message, Promise):
+            effects = self.proposer.on_promise(sender, message, NOW_S)
+        elif isinstance(message, Nack):
+            effects = self.proposer.on_nack(message)
+        elif isinstance(message, Claim):
+            self._give_way(sender, message.ballot)
+            effects = self._claimed(sender, message.chosen_upto, message.ballot)
+        else:
+            for entry in message.entries:
+                self._give_way(sender, entry.ballot)
+            effects = self.learner.on_chosen(sender, message, NOW_S)
+        effects.add(self.proposer.advance(NOW_S))
+        return effects
+
+    def _give_way(self, sender: Sender, ballot: ProposalID) -> None:
+        if ballot > self.proposer.ballot and self.proposer.phase is not Phase.IDLE:
+            self.proposer.give_way()
+
+    def _claimed(self, sender: Sender, chosen_upto: int, ballot: ProposalID) -> Effects:
+        return self.learner.on_chosen_upto(sender.uid, chosen_upto, ballot, NOW_S)
+
+    def take_over(self) -> Effects:
+        """As if the election had said so."""
+        effects = self.proposer.take_over(self.acceptor.promised, NOW_S)
+        self.acceptor.promised = self.proposer.ballot
+        return effects
+
+    def propose(self) -> Effects:
+        """A client's command; each ballot has its own."""
+        ballot, slot = self.proposer.ballot, self.proposer._next_slot
+        command = Command(str(ballot), slot, 0, encode_opaque(f"{ballot} {slot}"))
+        self.proposer.enqueue([command])
+        return self.proposer.advance(NOW_S)
+
+    def crash(self, noted: bool) -> None:
+        """Stop, and start again with what is stored; how far slots are chosen may not be noted yet."""
+        self.boot += 1
+        self._make_roles(self.log.chosen_upto if noted else 0)
+        if not noted:
+            self.chosen = ()
+
+    def persist(self, effects: Effects) -> None:
+        """Everything that is asked for is stored at once."""
+        for record in effects.records:
+            if isinstance(record, SavePromise):
+                assert record.ballot >= self.promised, "the promise went back"
+                self.promised = record.ballot
+            elif isinstance(record, SaveAccepted):
+                assert record.ballot <= self.promised, "a vote above the stored promise"
+                self.stored[record.slot] = Entry(record.ballot, record.value)
+            elif isinstance(record, SaveChosen):
+                self.stored[record.slot] = Entry(record.ballot, record.value)
+        self.chosen += tuple(bytes(entry.value) for entry in effects.chosen)
+
+
+def _entries_key(entries: tuple[SlotEntry, ...]) -> tuple[Any, ...]:
+    return tuple((entry.slot, entry.ballot, bytes(entry.value)) for entry in entries)
+
+
+class Violation(AssertionError):
+    """Something that must never happen."""
+
+
+class Explorer:
+    """Searches all states within ``bounds``, breadth first."""
+
+    def __init__(self, bounds: Bounds) -> None:
+        self.bounds = bounds
+        self.voters = tuple("ABCDEFG"[: bounds.acceptors])
+        self._nodes: list[Node] = []
+        self._node_numbers: dict[tuple[Any, ...], int] = {}
+        self._messages: list[Envelope] = []
+        self._message_numbers: dict[Any, int] = {}
+        self._deliveries: dict[tuple[int, int], tuple[int, int]] = {}
+        self._choices: dict[int, list[tuple[str, int, int]]] = {}
+        self._accepted_bits = 0
+        self._votes: dict[int, str] = {}
+        self.steps = 0
+
+    def run(self) -> Explored:
+        """Search."""
+        started_s = monotonic()
+        start = (*(self._number(self._new_node(uid)) for uid in self.voters), 0)
+        seen: dict[State, int] = {start: 0}
+        queue: deque[State] = deque([start])
+        self._parents, self._actions = array("q", [-1]), ["start"]
+        violation, last = "", 0
+        while queue and not violation and len(seen) < self.bounds.states:
+            state = queue.popleft()
+            here = seen[state]
+            try:
+                for action, following in self._steps(state):
+                    self.steps += 1
+                    if following in seen:
+                        continue
+                    last = seen[following] = len(seen)
+                    self._parents.append(here)
+                    self._actions.append(action)
+                    self._check(following)
+                    queue.append(following)
+            except AssertionError as error:
+                violation = str(error) or "an assertion of the core"
+                last = last if isinstance(error, Violation) else here
+        return Explored(
+            len(seen),
+            self.steps,
+            not queue and not violation,
+            violation,
+            self._path(last) if violation else (),
+            monotonic() - started_s,
+        )
+
+    def _new_node(self, uid: str) -> Node:
+        return Node(uid, self.voters, self.voters.index(uid) < self.bounds.proposers)
+
+    def _path(self, number: int) -> tuple[str, ...]:
+        path = []
+        while number > 0:
+            path.append(self._actions[number])
+            number = self._parents[number]
+        return tuple(reversed(path))
+
+    # -- steps
+
+    def _steps(self, state: State) -> Iterator[tuple[str, State]]:
+        *numbers, network = state
+        for place, number in enumerate(numbers):
+            for action, changed, sent in self._own_steps(number):
+                yield action, (*numbers[:place], changed, *numbers[place + 1 :], network | sent)
+            uid = self.voters[place]
+            rest, bit = network, 0
+            while rest:
+                low = rest & -rest
+                bit = low.bit_length() - 1
+                rest ^= low
+                envelope = self._messages[bit]
+                if envelope.to and envelope.to != uid:
+                    continue
+                changed, sent = self._deliver(number, bit)
+                if changed != number or sent & ~network:
+                    following = (*numbers[:place], changed, *numbers[place + 1 :], network | sent)
+                    yield f"{uid} takes {show(envelope)}", following
+
+    def _deliver(self, number: int, bit: int) -> tuple[int, int]:
+        known = self._deliveries.get((number, bit))
+        if known is None:
+            envelope = self._messages[bit]
+            node = self._nodes[number].clone()
+            sender = Sender(envelope.sender, envelope.sender, envelope.boot, "")
+            known = self._after(node, node.receive(sender, envelope.message))
+            self._deliveries[number, bit] = known
+        return known
+
+    def _own_steps(self, number: int) -> list[tuple[str, int, int]]:
+        """What a node may do without a message: take over, propose, crash."""
+        known = self._choices.get(number)
+        if known is None:
+            known = self._choices[number] = list(self._make_own_steps(self._nodes[number]))
+        return known
+
+    def _make_own_steps(self, node: Node) -> Iterator[tuple[str, int, int]]:
+        above = max(node.acceptor.promised, node.proposer.ballot)
+        if node.proposes and above.number < self.bounds.ballots:
+            new = node.clone()
+            yield f"{node.uid} takes over", *self._after(new, new.take_over())
+        if node.proposer.leading and node.proposer._next_slot <= self.bounds.slots:
+            new = node.clone()
+            yield f"{node.uid} proposes", *self._after(new, new.propose())
+        if node.boot <= self.bounds.crashes:
+            for noted in (True, False) if node.chosen else (True,):
+                new = node.clone()
+                new.crash(noted)
+                yield f"{node.uid} crashes{'' if noted else ', nothing noted'}", *self._after(new, Effects())
+
+    def _after(self, node: Node, effects: Effects) -> tuple[int, int]:
+        """Persist and send; returns the number of the node's state, and what was sent as bits."""
+        node.persist(effects)
+        sent = 0
+        for send in (*effects.sends, *effects.replies):
+            sent |= self._send(node, send)
+        if effects.chosen:
+            entries = [
+                SlotEntry(slot, *node.stored[slot])
+                for slot in range(1, node.log.chosen_upto + 1)
+                if slot in node.stored
+            ]
+            chosen = Chosen(0, tuple(entries), node.log.chosen_upto, 1)
+            sent |= self._send(node, Send(OTHERS, chosen))
+        if node.proposer.leading and node.log.chosen_upto:
+            claim = Claim(node.proposer.ballot, node.log.chosen_upto)
+            sent |= self._send(node, Send(OTHERS, claim))
+        return self._number(node), sent
+
+    def _send(self, node: Node, send: Send) -> int:
+        message = send.message
+        if isinstance(message, Promise):
+            message = Promise(message.ballot, 0, message.part, message.parts, *_rest(message))
+        to = ("",) if send.to in (EVERYONE, OTHERS) else send.to
+        bits = 0
+        for uid in to:
+            bits |= self._bit(Envelope(node.uid, node.boot, uid, message))
+        return bits
+
+    def _bit(self, envelope: Envelope) -> int:
+        key = (*envelope[:3], show(envelope))
+        number = self._message_numbers.get(key)
+        if number is None:
+            number = self._message_numbers[key] = len(self._messages)
+            self._messages.append(envelope)
+            if isinstance(envelope.message, Accepted):
+                self._accepted_bits |= 1 << number
+        return 1 << number
+
+    def _number(self, node: Node) -> int:
+        key = (node.uid, *node.key())
+        number = self._node_numbers.get(key)
+        if number is None:
+            number = self._node_numbers[key] = len(self._nodes)
+            self._nodes.append(node)
+        return number
+
+    # -- checks
+
+    def _check(self, state: State) -> None:
+        """Agreement: between the nodes, and with what the votes in the network chose."""
+        logs = [self._nodes[number].chosen for number in state[:-1]]
+        longest = max(logs, key=len)
+        for log in logs:
+            if log != longest[: len(log)]:
+                raise Violation(f"two logs: {log} and {longest}")
+        votes = state[-1] & self._accepted_bits
+        if votes not in self._votes:
+            self._votes[votes] = self._count(votes, state[-1])
+        if self._votes[votes]:
+            raise Violation(self._votes[votes])
+
+    def _count(self, votes: int, network: int) -> str:
+        """What is wrong with a set of votes; empty when nothing is."""
+        voters: dict[tuple[int, ProposalID], set[str]] = {}
+        values: dict[tuple[int, ProposalID], bytes] = {}
+        for number, envelope in enumerate(self._messages):
+            message = envelope.message
+            if votes >> number & 1:
+                for slot in message.slots:
+                    voters.setdefault((slot, message.ballot), set()).add(envelope.sender)
+            elif network >> number & 1 and isinstance(message, Accept):
+                value = values.setdefault((message.slot, message.ballot), bytes(message.value))
+                if value != bytes(message.value):
+                    return f"two values proposed in slot {message.slot} at {message.ballot}"
+        chosen: dict[int, bytes] = {}
+        for (slot, ballot), its in sorted(voters.items()):
+            if len(its) * 2 <= len(self.voters) or (slot, ballot) not in values:
+                continue
+            if chosen.setdefault(slot, values[slot, ballot]) != values[slot, ballot]:
+                return f"two values chosen in slot {slot}, the second at {ballot}"
+        return ""
+
+
+def _rest(message: Promise) -> tuple[Any, ...]:
+    return message.chosen_upto, message.accepted
+
+
+def show(envelope: Envelope) -> str:
+    """A message in one line."""
+    message = envelope.message
+    if isinstance(message, Accept):
+        commands = [bytes(c.payload).decode() for c in decode_value(message.value).commands] or ["no-op"]
+        what = f"Accept {message.ballot} slot {message.slot} {' '.join(commands)} chosen {message.chosen_upto}"
+    elif isinstance(message, Accepted):
+        what = f"Accepted {message.ballot} slots {message.slots}"
+    elif isinstance(message, Promise):
+        entries = [f"{e.slot}@{e.ballot} {bytes(e.value).decode()}" for e in message.accepted]
+        what = f"Promise {message.ballot} chosen {message.chosen_upto} accepted {entries}"
+    elif isinstance(message, Prepare):
+        what = f"Prepare {message.ballot}"
+    elif isinstance(message, Nack):
+        what = f"Nack {message.ballot} promised {message.promised}"
+    elif isinstance(message, Claim):
+        what = f"claim of {message.ballot}: chosen {message.chosen_upto}"
+    else:
+        entries = [f"{e.slot}@{e.ballot} {bytes(e.value).decode()}" for e in message.entries]
+        what = f"Chosen {entries}"
+    return f"{envelope.sender}: {what}"
+
+
+def explore(bounds: Bounds | None = None) -> Explored:
+    """Search everything within ``bounds``."""
+    return Explorer(bounds or Bounds()).run()
+
+
+@click.command(help="Explore every run of the core's pure roles within small bounds.")
+@click.option("--acceptors", type=click.IntRange(1, 5), default=3, show_default=True)
+@click.option("--proposers", type=click.IntRange(1, 3), default=2, show_default=True)
+@click.option("--slots", type=click.IntRange(1, 4), default=2, show_default=True)
+@click.option("--ballots", type=click.IntRange(1, 5), default=2, show_default=True, help="Highest number.")
+@click.option("--crashes", type=click.IntRange(0, 3), default=1, show_default=True, help="Of each node.")
+@click.option("--states", type=click.IntRange(1), default=STATES_MAX, show_default=True, help="At most.")
+@click.option("--mutant", default="", help="Plant a bug; see twisted_paxos.testing.mutants.")
+def main(
+    acceptors: int, proposers: int, slots: int, ballots: int, crashes: int, states: int, mutant: str
+) -> None:
+    """The command line."""
+    from twisted_paxos.testing.mutants import planted
+
+    console = Console()
+    bounds = Bounds(acceptors, min(proposers, acceptors), slots, ballots, crashes, states)
+    try:
+        with planted(mutant):
+            found = explore(bounds)
+    except ConfigError as error:
+        raise click.ClickException(str(error)) from None
+    extent = "all of them" if found.complete else "not all"
+    console.print(f"{bounds}", markup=False, highlight=False, soft_wrap=True)
+    console.print(
+        f"{found.states:,} states ({extent}), {found.steps:,} steps, {found.seconds:.1f} s", highlight=False
+    )
+    if found.violation:
+        console.print("\n".join((*found.trace, found.violation)), markup=False, highlight=False)
+    sys.exit(1 if found.violation else 0)
+
+
+if __name__ == "__main__":
+    main()
