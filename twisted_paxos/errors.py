@@ -106,3 +106,7 @@ class WatchCanceled(PaxosError):
 
 class LeaseLost(PaxosError):
     """A lease is over, or nobody can be sure that it is not: what hung on it is not held any more."""
+
+
+class NotAcquired(PaxosError):
+    """It was not this client's turn in time; nothing is held, and its place is given up."""

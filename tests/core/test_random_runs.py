@@ -44,8 +44,9 @@ class RandomRunTests(SynchronousTestCase):
     def test_threeNodes(self) -> None:
         """Three nodes agree, lose nothing, and go on once all is well again."""
         runs = self.check(3, Weather())
-        self.assertGreater(sum(len(run.cluster.acknowledged) for run in runs), 100 * len(runs))
-        self.assertGreater(sum(run.cluster.reads for run in runs), 10 * len(runs))
+        if len(seeds()) == SEEDS:
+            self.assertGreater(sum(len(run.cluster.acknowledged) for run in runs), 100 * len(runs))
+            self.assertGreater(sum(run.cluster.reads for run in runs), 10 * len(runs))
 
     def test_fiveNodes(self) -> None:
         """Five nodes likewise."""
@@ -62,7 +63,8 @@ class RandomRunTests(SynchronousTestCase):
         self.patch(limits, "WINDOW_SLOTS", 12)
         self.patch(limits, "BALLOTS_PER_SLOT", 3)
         runs = self.check(3, LOSING_DISKS, share=2) + self.check(5, LOSING_DISKS, share=10)
-        self.assertGreater(sum(run.wiped for run in runs), len(runs) // 2)
+        if len(seeds()) == SEEDS:
+            self.assertGreater(sum(run.wiped for run in runs), len(runs) // 2)
 
     def test_fourNodesAndTwo(self) -> None:
         """Even sizes need more than half as well."""

@@ -290,15 +290,15 @@ class ReadRequest(Struct, frozen=True, tag="read_request"):
     """
 
     read_id: Count
-    start: Word
+    start: Word = ""
 
 
 class ReadAt(Struct, frozen=True, tag="read_at"):
     """Answers a `ReadRequest`: with ``slot`` applied, the read sees all that was answered before it."""
 
     read_id: Count
-    start: Word
     slot: Count
+    start: Word = ""
 
 
 class Confirm(Struct, frozen=True, tag="confirm"):

@@ -172,7 +172,7 @@ class Reads:
         membership = self._proposer.membership
         if not membership.is_phase_1_quorum(self._confirmed, self._proposer.log.chosen_upto):
             return effects
-        effects.sends += [Send((r.uid,), ReadAt(r.read_id, r.start, r.slot)) for r in self._confirming]
+        effects.sends += [Send((r.uid,), ReadAt(r.read_id, r.slot, r.start)) for r in self._confirming]
         self._confirming = []
         self._repeat_at_s = None
         if self._waiting:

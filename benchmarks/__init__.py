@@ -1,0 +1,1 @@
+"""Benchmarks of twisted_paxos, run from a checkout; `docs/performance.md` explains them."""
