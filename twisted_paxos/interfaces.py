@@ -150,13 +150,13 @@ class INodeStorage(IAcceptorStorage, ISnapshotStorage):
 
 
 class IStorageProvider(IPlugin):
-    """Makes `IAcceptorStorage` from ``--storage SCHEME:LOCATION``; found as a ``twisted.plugins`` plugin."""
+    """Makes `INodeStorage` from ``--storage SCHEME:LOCATION``; found as a ``twisted.plugins`` plugin."""
 
     scheme: str = Attribute("The word before the colon.")
     durable: bool = Attribute("False when a restart forgets: such nodes are not mixed with others.")
     syntax: str = Attribute("For help texts: ``file:DIR``.")
 
-    def open(location: str, uid: str, reactor: object) -> IAcceptorStorage:
+    def open(location: str, uid: str, reactor: object) -> INodeStorage:
         """Storage at ``location`` (what follows the colon) for node ``uid``; touches nothing yet.
 
         Raises:

@@ -14,6 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.cli.test_main import paxosctl
 from tests.storage.contract import CLUSTER, FIRST, SECOND, accepted
 from twisted_paxos.cli import verify
+from twisted_paxos.cli.inspect import inspect_directory
 from twisted_paxos.cli.verify import NEW_INCARNATION, NORMAL, OTHER_COPY, Verification, verify_directory
 from twisted_paxos.core.records import SavePromise
 from twisted_paxos.errors import StorageError
@@ -82,6 +83,11 @@ class FileTests(SynchronousTestCase):
         self.assertEqual((report.snapshot_slot, report.snapshot_pieces), (30, 2))
         self.assertEqual(report.snapshot_bytes, sum(map(len, PIECES)))
         self.assertTrue(20 < report.log_start <= 31)
+        seen = inspect_directory(self.path)
+        self.assertEqual((seen.log_start, seen.chosen_upto), (report.log_start, 39))
+        self.assertEqual(
+            (seen.snapshot_slot, seen.snapshot_pieces, seen.snapshot_bytes), (30, 2, report.snapshot_bytes)
+        )
         self.assertGreater(report.records, 10)
         self.assertGreater(report.checked_bytes, 4096 * len(self.segments))
         self.assertEqual(before, {name: Path(self.path, name).read_bytes() for name in os.listdir(self.path)})

@@ -103,8 +103,8 @@ class ElectionTests(SynchronousTestCase):
         self.assertFalse(self.election.leader_works(ballot("2.C"), 2.0))
 
     def test_ballotsSeenAreRemembered(self) -> None:
-        """Every ballot that anybody tells counts for the next take-over."""
-        self.probe(2.0, B=Status(promised=ballot("7.C")), C=Status(leader=ballot("5.B")))
+        """Every ballot that a voter tells counts for the next take-over."""
+        self.probe(2.0, B=Status(promised=ballot("7.C"), voter=True), C=follows("5.B"))
         self.election.saw(ballot("6.B"))
         self.assertEqual(self.election.highest_seen, ballot("7.C"))
 

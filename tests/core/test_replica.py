@@ -25,13 +25,16 @@ from twisted_paxos.core.messages import (
     Nack,
     Prepare,
     Promise,
+    Replace,
     Sender,
     SlotEntry,
     Status,
     decode_value,
+    encode_change,
     is_change,
 )
 from twisted_paxos.core.proposer import Phase
+from twisted_paxos.core.records import SaveChosen, SaveIdentity
 from twisted_paxos.core.replica import Replica
 from twisted_paxos.testing.replicas import PureCluster
 
@@ -247,6 +250,14 @@ class LeadershipTests(ReplicaCase):
         leader = self.replica(self.cluster.leaders()[0])
         self.assertGreater(leader.proposer.ballot, ballots[0])
         self.assertEqual(leader.membership.latest[self.third], self.replica(self.third).me.incarnation)
+
+    def test_rule1TheSetsAreSavedBeforeTheSlotThatChangesThem(self) -> None:
+        """Rule 1: a crash between the two must not leave a node that is past a change without knowing it."""
+        replica = self.replica(self.follower)
+        change = Replace(self.third, self.replica(self.third).me.incarnation, "new")
+        learnt = SlotEntry(1, replica.election.leader, encode_change(0, change))
+        effects = self.give(self.leader, self.follower, Chosen(1, (learnt,), 1, 1))
+        self.assertEqual([type(one) for one in effects.records], [SaveIdentity, SaveChosen])
 
     def test_aLivingMemberIsNotReplaced(self) -> None:
         """While the voting incarnation is heard, nobody takes its place."""

@@ -47,12 +47,12 @@ class RepairTests(ProcessCase):
         await self.propose(rest, ["by the new incarnation's vote"])
 
     async def governs(self, cluster: ClusterProcesses) -> bool | None:
-        """Whether all nodes are past the slot from which the new incarnation counts, `ALPHA` after its Replace."""
+        """Whether all nodes are at the slots in which the new incarnation counts, `ALPHA` after its Replace."""
         statuses = [await node.status() for node in cluster.nodes.values()]
         applied = min(status.applied if status is not None else 0 for status in statuses)
         log = await self.log_of(next(iter(cluster.nodes.values())))
         changes = [slot for slot, value in log if decode_value(Raw(value)).replace is not None]
-        return True if changes and applied >= max(changes) + limits.ALPHA else None
+        return True if changes and applied >= max(changes) + limits.ALPHA - 1 else None
 
     async def test_wiped(self) -> None:
         """An empty directory where there was one before."""

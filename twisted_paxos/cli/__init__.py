@@ -1,4 +1,4 @@
-"""``paxosctl``: proposes values, shows the log and the nodes, inspects storage, runs the demo.
+"""``paxosctl``: the key-value store, locks and elections, the log and the nodes, storage, the demo.
 
 Only what every call needs is imported here; a command's module is imported when it is used.
 """
@@ -18,12 +18,23 @@ from twisted_paxos.cli.settings import common_options
 from twisted_paxos.errors import PaxosError
 
 COMMANDS: Final = {
+    "put": "twisted_paxos.cli.keys",
+    "get": "twisted_paxos.cli.keys",
+    "del": "twisted_paxos.cli.keys",
+    "txn": "twisted_paxos.cli.txn",
+    "watch": "twisted_paxos.cli.watch",
+    "lease": "twisted_paxos.cli.lease",
+    "lock": "twisted_paxos.cli.lock",
+    "elect": "twisted_paxos.cli.lock",
+    "compact": "twisted_paxos.cli.keys",
     "propose": "twisted_paxos.cli.client",
     "log": "twisted_paxos.cli.client",
     "status": "twisted_paxos.cli.client",
     "inspect": "twisted_paxos.cli.local",
     "verify": "twisted_paxos.cli.local",
     "demo": "twisted_paxos.cli.local",
+    "bench": "twisted_paxos.cli.bench",
+    "completion": "twisted_paxos.cli.completion",
 }
 """Each command and the module that has it, under its name with ``_command`` behind it."""
 
@@ -54,7 +65,7 @@ class LazyGroup(click.Group):
 @click.version_option(__version__, prog_name="paxosctl")
 @common_options
 def cli() -> None:
-    """Talk to twisted_paxos nodes: propose values, read the log, see how the nodes are."""
+    """Talk to twisted_paxos nodes: keys and values, locks, elections, the log, how the nodes are."""
 
 
 def run_cli(arguments: Sequence[str]) -> int:

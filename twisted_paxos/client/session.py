@@ -296,6 +296,7 @@ class Client:
         for timer in self._timers.values():
             if timer.active():
                 timer.cancel()
+        self._liveness.idle()
         if self._connecting is not None:
             self._connecting.cancel()
         if self._connection is not None:

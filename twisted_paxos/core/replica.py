@@ -328,11 +328,19 @@ class Replica:
     # -- members
 
     def _learned(self, effects: Effects, now_s: float) -> Effects:
-        """Slots were chosen: take note of changes of members before anything else is decided."""
-        for entry in effects.chosen:
-            if is_change(entry.value):
-                effects.add(self._change(entry.slot, decode_value(entry.value).replace, now_s))
-        return effects
+        """Slots were chosen: take note of changes of members before anything else is decided.
+
+        The new sets are stored ahead of the slot that made them: a crash between the two must not
+        leave a node that takes the slot as known and votes by the old sets.
+        """
+        changes = [entry for entry in effects.chosen if is_change(entry.value)]
+        if not changes:
+            return effects
+        first = Effects()
+        for entry in changes:
+            first.add(self._change(entry.slot, decode_value(entry.value).replace, now_s))
+        first.add(effects)
+        return first
 
     def _change(self, slot: int, replace: Replace | None, now_s: float) -> Effects:
         effects = Effects()

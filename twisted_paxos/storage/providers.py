@@ -9,7 +9,7 @@ from twisted.plugin import IPlugin, getPlugins
 from zope.interface import implementer
 
 from twisted_paxos.errors import ConfigError
-from twisted_paxos.interfaces import IAcceptorStorage, IStorageProvider
+from twisted_paxos.interfaces import INodeStorage, IStorageProvider
 from twisted_paxos.storage.disk import OsDisk
 from twisted_paxos.storage.executor import DiskThread
 from twisted_paxos.storage.memory import MemoryStorage
@@ -28,7 +28,7 @@ class FileProvider:
     durable = True
     syntax = "file:DIR"
 
-    def open(self, location: str, uid: str, reactor: Any) -> IAcceptorStorage:
+    def open(self, location: str, uid: str, reactor: Any) -> INodeStorage:
         """See `IStorageProvider`."""
         if not location:
             raise ConfigError("file: needs a directory: file:DIR")
@@ -47,7 +47,7 @@ class SqliteProvider:
     durable = True
     syntax = "sqlite:PATH"
 
-    def open(self, location: str, uid: str, reactor: Any) -> IAcceptorStorage:
+    def open(self, location: str, uid: str, reactor: Any) -> INodeStorage:
         """See `IStorageProvider`."""
         if not location or location.endswith("/"):
             raise ConfigError("sqlite: needs a file: sqlite:PATH")
@@ -64,7 +64,7 @@ class MemoryProvider:
     durable = False
     syntax = "memory:"
 
-    def open(self, location: str, uid: str, reactor: Any) -> IAcceptorStorage:
+    def open(self, location: str, uid: str, reactor: Any) -> INodeStorage:
         """See `IStorageProvider`."""
         if location:
             raise ConfigError(f"memory: takes nothing behind the colon, not {location!r}")
@@ -88,7 +88,7 @@ def find_provider(text: str) -> tuple[IStorageProvider, str]:
     )
 
 
-def open_storage(text: str, uid: str, reactor: object) -> IAcceptorStorage:
+def open_storage(text: str, uid: str, reactor: object) -> INodeStorage:
     """Storage for node ``uid`` from ``SCHEME:LOCATION``; touches nothing until `recover`.
 
     Raises:

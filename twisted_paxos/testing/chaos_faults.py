@@ -171,11 +171,8 @@ async def _status(scene: Scene) -> NodeStatus:
 async def _all_killed(scene: Scene) -> Heal:
     await scene.cluster.kill()
     scene.cluster.start()
-
-    async def heal() -> None:
-        await scene.cluster.wait_ready()
-
-    return heal
+    await scene.cluster.wait_ready()
+    return scene.cluster.network.set
 
 
 def _loss(percent: int) -> Inflict:
@@ -241,7 +238,7 @@ FAULTS: Final = (
     Fault("constrained", "constrained election", _constrained, "never", 5, goal_s=PARTIAL_GOAL_S),
     Fault("chained", "chained", _cut(_chain), "0.03 s, healed 2.4 s", 3, goal_s=PARTIAL_GOAL_S),
     Fault("flaps", "a follower comes and goes", _flaps),
-    Fault("restart", "all killed and restarted", _all_killed, "0.7 / 2.8 s", lasts_s=6.0),
+    Fault("restart", "all killed and restarted", _all_killed, "0.7 / 2.8 s", lasts_s=2.0),
     Fault("loss-10", "10 % loss", _loss(10), "49 writes/s", loss_percent=10),
     Fault("loss-30", "30 % loss", _loss(30), "0.7 writes/s", loss_percent=30),
     Fault("full-disk", "all disks full", _all_full, disk="small", value_bytes=100_000),

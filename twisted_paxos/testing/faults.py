@@ -23,8 +23,7 @@ from twisted_paxos.storage.disk import LOCK_NAME
 from twisted_paxos.storage.durable import choose_copy, read_copies
 from twisted_paxos.storage.format import segment_id
 from twisted_paxos.storage.recovery import Floor, examine
-from twisted_paxos.storage.wal import read_base
-from twisted_paxos.storage.wal import identity_object
+from twisted_paxos.storage.wal import identity_object, read_base
 from twisted_paxos.testing.cluster import SimulatedCluster, SimulatedNode
 from twisted_paxos.testing.schedule import CLASSES, Fault, Schedule
 from twisted_paxos.testing.storage import SECTOR_BYTES

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -34,7 +34,7 @@ TTL_S: Final = 10
 
 
 class Blocker(NamedTuple):
-    """What stands before a place in the queue: when something of it is deleted after ``revision``, look again."""
+    """What stands before a place: when something of it is deleted after ``revision``, look again."""
 
     key: bytes
     range_end: bytes
@@ -123,7 +123,7 @@ class Place:
         return done
 
     def _too_late(self, result: object, timeout_s: float) -> object:
-        if isinstance(result, Failure) and result.check(CancelledError):
+        if isinstance(result, Failure) and result.check(CancelledError, PaxosError):
             raise NotAcquired(f"{self.name.decode(errors='replace')} was not free within {timeout_s:g} s")
         return result
 
@@ -132,12 +132,14 @@ class Place:
             raise RuntimeError(f"{self.name!r} is {self._state} already; use one object for each turn")
         self._state = "waiting"
         self.token = 0
+        self.key = b""
+        self._lease = None
         self.lost = Deferred()
         try:
             await self._enter(value)
             await self._wait_for_turn()
         except BaseException:
-            await self._give_up()
+            self._give_up()
             raise
         self._state = "held"
         self._guard()
@@ -216,7 +218,10 @@ class Place:
         while self.lost is turn and self._state == "held":
             self._watch = self._kv.watch(self.key, start_revision=start_revision, noput=True)
             try:
-                if not await first_event(self._watch):
+                deleted = await first_event(self._watch)
+                if self.lost is not turn or self._state != "held":
+                    return
+                if not deleted:
                     found = await self._kv.get(self.key, keys_only=True)
                     start_revision = found.revision + 1
                     if found.kvs and found.kvs[0].create_revision == self.token:
@@ -261,25 +266,26 @@ class Place:
         self._forget_lease()
         self._forget_lease = _nothing
 
-    async def _remove(self) -> None:
-        """Delete the key. Commands of one client take effect in order, so this settles an unknown put too."""
+    def _remove(self) -> Deferred[Any]:
+        """Delete the key. A command of this client that is sent later settles a put that has no result."""
         if self._lease is None:
-            return
+            return succeed(None)
         if self._lease is not self._shared:
-            await self._lease.revoke()
-        elif self.key:
-            owned = [create_revision(self.key) == self.token] if self.token else []
-            await self._kv.txn(owned, [delete(self.key)])
+            return self._lease.revoke()
+        owned = [create_revision(self.key) == self.token] if self.token else []
+        return self._kv.txn(owned, [delete(self.key)])
 
-    async def _give_up(self) -> None:
-        """The wait ended without a turn."""
+    def _give_up(self) -> None:
+        """The wait ended without a turn; nobody waits for the cluster to be told."""
         self._leave_lease()
-        try:
-            await self._remove()
-        except (PaxosError, CancelledError) as error:
-            log.info("{name} is given up when its lease runs out: {why}", name=self.name, why=str(error))
+        self._remove().addErrback(self._not_told)
         self._state = "free"
         self.token = 0
+
+    def _not_told(self, failure: Failure) -> None:
+        failure.trap(PaxosError, CancelledError)
+        why = failure.getErrorMessage()
+        log.info("The place for {name} ends with its lease: {why}", name=self.name, why=why)
 
     def _close_watch(self) -> None:
         watch, self._watch = self._watch, None
