@@ -1,4 +1,4 @@
-"""PySyncObj as a system under test: it is a library, so the load runs inside its leader.
+"""PySyncObj as a system under test: it is a library, so the load runs inside a member.
 
     python -m benchmarks.pysync SELF OTHER,OTHER            a node
     python -m benchmarks.pysync SELF OTHER,OTHER '{task}'   a node that does a task once there is a leader
@@ -34,7 +34,10 @@ class PySyncObj(System):
         return [] if importlib.util.find_spec("pysyncobj") else ["pip install pysyncobj"]
 
     def start(self) -> None:
-        """See `System`: the third member is started with each task."""
+        """See `System`: the members are started with each task, empty; nothing is kept without them."""
+
+    def _start_two(self) -> None:
+        self.processes.stop()
         self._addresses = [f"127.0.0.1:{port}" for port in free_ports(len(UIDS))]
         for at in range(2):
             others = ",".join(a for a in self._addresses if a != self._addresses[at])
@@ -44,7 +47,7 @@ class PySyncObj(System):
         """See `System`."""
         if task.operation != "put" or task.keys > 1 or task.rate_per_s:
             return None
-        self.processes.check()
+        self._start_two()
         request = json.dumps(
             {
                 "in_flight": task.in_flight,
@@ -55,6 +58,7 @@ class PySyncObj(System):
         )
         node = python("-m", "benchmarks.pysync", self._addresses[2], ",".join(self._addresses[:2]), request)
         run: Run = json.loads(output_of(node, task.seconds + task.warm_up_s + GRACE_S))
+        self.processes.check()
         if run.pop("stored") != run.pop("acknowledged"):
             raise BenchmarkError(f"pysyncobj, {task.name}: not what was acknowledged is stored")
         return run

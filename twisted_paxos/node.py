@@ -65,9 +65,6 @@ log = Logger()
 RECEIVE_BUFFER_BYTES = 4 << 20
 """What is asked of the system for the UDP port: its default holds four large datagrams."""
 
-REARM_S = 0.003
-"""How soon after an event the node looks when it must act next; the shortest wait is RETRY_MIN_S."""
-
 REPORT_WAITING_S = 5.0
 """How often a node that cannot vote yet says for whom it waits."""
 
@@ -126,7 +123,6 @@ class PersistentPaxosNode(Service):
         self._stopping = False
         self._timer: Any = None
         self._flush_planned = False
-        self._rearm_planned = False
         self._ports: list[Any] = []
         self._started_s = 0.0
         self._reported_s = float("-inf")
@@ -393,7 +389,7 @@ class PersistentPaxosNode(Service):
             return
         if effects:
             self.performer.perform(effects)
-            self._plan_rearm()
+        self._rearm()
 
     def _tick(self) -> None:
         if self._stopping:
@@ -407,15 +403,8 @@ class PersistentPaxosNode(Service):
         self._report(now_s)
         self._rearm()
 
-    def _plan_rearm(self) -> None:
-        """Look at the deadlines soon, once for all that happens until then; none is shorter than that."""
-        if not self._rearm_planned and not self._stopping:
-            self._rearm_planned = True
-            self._reactor.callLater(REARM_S, self._rearm)
-
     def _rearm(self) -> None:
         """Keep one timer, at the time at which something is due."""
-        self._rearm_planned = False
         if self._stopping:
             return
         now_s = self._reactor.seconds()

@@ -307,6 +307,7 @@ def _settle_memory(result: object) -> object:
     """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000, 50, 1_000)
     return result
 
 

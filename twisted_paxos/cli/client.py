@@ -10,6 +10,7 @@ from typing import Any, Final
 import click
 from msgspec import Struct
 from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.task import deferLater
 
 from twisted_paxos.cli import output
 from twisted_paxos.cli.lines import LineReader, LongLine
@@ -242,11 +243,27 @@ async def _print_log(
 
 
 @click.command("status")
+@click.option("--watch", "-w", is_flag=True, help="Again and again, until Ctrl-C.")
+@click.option(
+    "--interval-s", type=click.FloatRange(min=0.1), default=1.0, show_default=True, metavar="SECONDS",
+    help="How often --watch asks.",
+)  # fmt: skip
 @common_options
 @click.pass_obj
-def status_command(settings: Settings) -> int:
+def status_command(settings: Settings, watch: bool, interval_s: float) -> int:
     """Show every node: role, leader, ballot, how far its log goes, storage, uptime."""
+    if watch:
+        return run(lambda reactor: _watch_status(reactor, settings, interval_s))
     return run(lambda reactor: _print_status(reactor, settings))
+
+
+async def _watch_status(reactor: Any, settings: Settings, interval_s: float) -> int:
+    while True:
+        if sys.stdout.isatty() and not settings.json:
+            click.clear()
+        await _print_status(reactor, settings)
+        sys.stdout.flush()
+        await deferLater(reactor, interval_s)
 
 
 async def _print_status(reactor: Any, settings: Settings) -> int:

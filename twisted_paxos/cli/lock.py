@@ -49,12 +49,13 @@ class Command(ProcessProtocol):
     """The command that runs under a lock, with this process's input and output.
 
     Attributes:
-        ended: fires with its exit status, as a shell reports it.
+        status: its exit status once it has ended, as a shell reports it.
     """
 
     def __init__(self, reactor: Any) -> None:
-        self.ended: Deferred[int] = Deferred()
+        self.status: int | None = None
         self._reactor = reactor
+        self._waiting: list[Deferred[int]] = []
         self._process: Any = None
         self._killing: Any = None
 
@@ -67,6 +68,15 @@ class Command(ProcessProtocol):
         self._process = self._reactor.spawnProcess(
             self, encoded[0], encoded, environment, childFDs=descriptors
         )
+
+    def ended(self) -> Deferred[int]:
+        """Fires with its exit status."""
+        done: Deferred[int] = Deferred()
+        if self.status is not None:
+            done.callback(self.status)
+        else:
+            self._waiting.append(done)
+        return done
 
     def end(self) -> None:
         """SIGTERM, and after `TERM_S` SIGKILL."""
@@ -86,10 +96,13 @@ class Command(ProcessProtocol):
             self._killing.cancel()
         value: Any = reason.value
         status = 0 if isinstance(value, ProcessDone) else value.exitCode
-        self.ended.callback(status if status is not None else 128 + (value.signal or signal.SIGKILL))
+        self.status = status if status is not None else 128 + (value.signal or signal.SIGKILL)
+        waiting, self._waiting = self._waiting, []
+        for done in waiting:
+            done.callback(self.status)
 
 
-@click.command("lock", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.command("lock")
 @click.argument("name", type=click.UNPROCESSED)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND...")
 @_ttl_option
@@ -101,15 +114,12 @@ def lock_command(
 ) -> int:
     """Run COMMAND while holding the lock NAME; its exit status is this one's.
 
-    Options stand before NAME. The command finds the fencing token in PAXOS_FENCING_TOKEN: a number that is higher for
-    each later holder. When the lock is lost, the command gets SIGTERM, five seconds later
-    SIGKILL, and the exit status is 5. It is 4 when the lock was not free in time.
+    The command finds the fencing token in PAXOS_FENCING_TOKEN: a number that is higher for each
+    later holder. When the lock is lost, the command gets SIGTERM, five seconds later SIGKILL, and
+    the exit status is 5. It is 4 when the lock was not free in time.
     """
-    words = command[1:] if command[0] == "--" else command
-    if not words:
-        raise click.UsageError("no command given: paxosctl lock NAME -- COMMAND")
-    _check_executable(words[0])
-    return run_with_client(settings, lambda client: _lock(client, as_bytes(name), words, ttl_s, wait_s))
+    _check_executable(command[0])
+    return run_with_client(settings, lambda client: _lock(client, as_bytes(name), command, ttl_s, wait_s))
 
 
 def _check_executable(word: str) -> None:
@@ -135,12 +145,12 @@ async def _lock(client: Client, name: bytes, words: Sequence[str], ttl_s: int, w
         command.end()
 
     lock.lost.addCallback(on_lost)
+    command.start(words, _environment(name, token))
     try:
-        command.start(words, _environment(name, token))
-        status = await command.ended
+        status = await command.ended()
     finally:
-        if not command.ended.called or command.ended.paused:
-            command.end()
+        command.end()
+        await command.ended()  # Nobody else may have the lock before that.
         await _let_go(lock)
     return EXIT_LOST if lost else status
 

@@ -56,10 +56,8 @@ def txn_command(settings: Settings, file: Path | None) -> int:
     Operations are put, get and del, with the options that these commands have. In double quotes \n,
     \xNN and the like stand for any byte. The exit status is 4 when a comparison did not hold.
     """
-    if file is None and sys.stdin.isatty():
-        txn = _ask()
-    else:
-        txn = parse_txn(_read(file).split(b"\n"))
+    typed = file is None and sys.stdin.isatty()
+    txn = _ask() if typed else parse_txn(_read(file).split(b"\n"))
     return run_with_client(settings, lambda client: _do(client, settings, txn))
 
 
@@ -115,11 +113,13 @@ def _print_response(response: OperationResult) -> None:
             print_kvs((response.prev_kv,))
     elif isinstance(response, DeleteRangeResult):
         print(f"{response.deleted} deleted")
-        print_kvs(response.prev_kvs) if response.prev_kvs else None
+        if response.prev_kvs:
+            print_kvs(response.prev_kvs)
     elif isinstance(response, RangeResult):
         count = "1 key" if response.count == 1 else f"{response.count:,} keys"
         print(f"get: {count}")
-        print_kvs(response.kvs) if response.kvs else None
+        if response.kvs:
+            print_kvs(response.kvs)
 
 
 def _txn_document(result: TxnResult) -> dict[str, Any]:

@@ -222,9 +222,12 @@ class Election:
 
     def deadline_s(self, promised: ProposalID, now_s: float) -> float:
         """When something of the above may next change by time alone."""
-        times = [self._next_round_s, self._next_probe_s]
+        deadline_s = min(self._next_round_s, self._next_probe_s)
         works_until_s = self._leader_heard_s + LEADER_SILENT_HEARTBEATS * self.heartbeat_s
-        candidates = [works_until_s, self._hold_until_s]
-        if self._asked_s is not None:
-            candidates.append(self._take_over_at_s)
-        return min(times + [t for t in candidates if t > now_s])
+        if now_s < works_until_s < deadline_s:
+            deadline_s = works_until_s
+        if now_s < self._hold_until_s < deadline_s:
+            deadline_s = self._hold_until_s
+        if self._asked_s is not None and now_s < self._take_over_at_s < deadline_s:
+            deadline_s = self._take_over_at_s
+        return deadline_s

@@ -184,10 +184,11 @@ class Reads:
     @property
     def deadline_s(self) -> float | None:
         """When `tick` wants to be called."""
-        times = [retry_at_s for _, retry_at_s, _ in self._asked.values()]
-        if self._repeat_at_s is not None:
-            times.append(self._repeat_at_s)
-        return min(times, default=None)
+        deadline_s = self._repeat_at_s
+        for _, retry_at_s, _ in self._asked.values():
+            if deadline_s is None or retry_at_s < deadline_s:
+                deadline_s = retry_at_s
+        return deadline_s
 
     def tick(self, leader: ProposalID, now_s: float) -> Effects:
         """Repeat what was not answered, at once when there is a new leader."""

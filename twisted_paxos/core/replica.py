@@ -490,12 +490,9 @@ class Replica:
 
     def deadline_s(self, now_s: float) -> float:
         """When `tick` must be called at the latest."""
-        times = (
-            self.formation.deadline_s,
-            self.learner.deadline_s,
-            self.proposer.deadline_s,
-            self.requests.deadline_s,
-            self.reads.deadline_s,
-        )
         deadline_s = self.election.deadline_s(self.acceptor.promised, now_s)
-        return min([deadline_s, *(t for t in times if t is not None)])
+        for role in (self.formation, self.learner, self.proposer, self.requests, self.reads):
+            role_s = role.deadline_s
+            if role_s is not None and role_s < deadline_s:
+                deadline_s = role_s
+        return deadline_s

@@ -173,12 +173,14 @@ class Requests:
         """When `tick` wants to be called."""
         if not self._commands:
             return None
-        times = [sent.retry_at_s for sent in self._forwards.values()]
+        deadline_s = float("inf")
+        for sent in self._forwards.values():
+            deadline_s = min(deadline_s, sent.retry_at_s)
         if self._taken:
-            times.append(self._taken[0][0])
+            deadline_s = min(deadline_s, self._taken[0][0])
         if self._unsent and self._not_before_s:
-            times.append(self._not_before_s)
-        return min(times, default=None)
+            deadline_s = min(deadline_s, self._not_before_s)
+        return deadline_s
 
     def tick(self, now_s: float) -> Effects:
         """Send again what was not answered, or was taken and not applied for long."""
