@@ -118,7 +118,7 @@ class Etcd(System):
         streams = OPEN_LOOP_STREAMS if task.rate_per_s else task.in_flight // connections
         command = [
             *("h2load", "-t", "1", "-c", str(connections), "-m", str(streams)),
-            *("-D", str(task.seconds), f"--warm-up-time={task.warm_up_s}"),
+            *("-D", f"{task.seconds * 1000:.0f}ms", f"--warm-up-time={task.warm_up_s * 1000:.0f}ms"),
             *("-d", str(body_file), f"--log-file={log_file}"),
             *("-H", "content-type: application/grpc", "-H", "te: trailers"),
         ]

@@ -35,6 +35,15 @@ log = Logger()
 KEEP_SLOTS = 1_000
 """Slots left in the log below a snapshot, so that a node that is a little behind need not fetch it."""
 
+KEEP_BYTES = 16 << 20
+"""The same as a size: with large values, fewer slots stay."""
+
+GROUP_BYTES = 1 << 18
+"""Pieces of the state are joined to pieces of storage of about this size: each costs one sync.
+
+    storage-piece = 1*( length piece )     ; length: 4 bytes, big-endian
+"""
+
 READER_IDLE_S = 30.0
 """An open snapshot that no peer asked for is closed after this long."""
 
@@ -92,6 +101,7 @@ class SnapshotMaker:
         self._served_from = served_from
         self._policy = policy
         self._floor_bytes = 0
+        self._log_start = 1
         self._stopped = False
 
     def applied(self) -> None:
@@ -122,23 +132,27 @@ class SnapshotMaker:
         started_s = self._clock.seconds()
         size_bytes = 0
         try:
-            for piece in filter(None, pieces):
-                before_s = self._clock.seconds()
-                await writer.write(piece)
-                size_bytes += len(piece)
-                took_s = self._clock.seconds() - before_s
-                await deferLater(self._clock, max(self._policy.pause_s, took_s))
+            group = bytearray()
+            for piece in pieces:
+                group += len(piece).to_bytes(4, "big") + piece
+                if len(group) >= GROUP_BYTES:
+                    size_bytes += len(group)
+                    await self._write_group(writer, group)
+                # Making a piece is work for the reactor's thread: other work goes on in between.
+                await deferLater(self._clock, 0)
                 if self._stopped:
                     writer.abort()
                     return
+            size_bytes += len(group)
+            await self._write_group(writer, group)
         finally:
             pieces.close()  # type: ignore[attr-defined]
         await writer.finish()
         # A peer that fetches an older snapshot will want the log from there on.
-        keep_from = max(1, min(writer.slot - KEEP_SLOTS, self._served_from() + 1))
+        keep_from = max(1, min(writer.slot - self._keep_slots(writer.slot), self._served_from() + 1))
         # Told first: nobody may be promised a slot that is about to go.
         self._compacted(keep_from)
-        log_start = await self._storage.compact(keep_from - 1)
+        self._log_start = log_start = await self._storage.compact(keep_from - 1)
         self._floor_bytes = self._storage.log_bytes
         log.info(
             "snapshot of slot {slot}: {size} bytes in {seconds} s; the log starts at {start}",
@@ -147,6 +161,20 @@ class SnapshotMaker:
             seconds=round(self._clock.seconds() - started_s, 3),
             start=log_start,
         )
+
+    async def _write_group(self, writer: ISnapshotWriter, group: bytearray) -> None:
+        """Write what was gathered, and pause: as long as it took, so that the log has its turn."""
+        if group:
+            before_s = self._clock.seconds()
+            await writer.write(bytes(group))
+            group.clear()
+            took_s = self._clock.seconds() - before_s
+            await deferLater(self._clock, max(self._policy.pause_s, took_s))
+
+    def _keep_slots(self, slot: int) -> int:
+        """How much of the log stays below the snapshot of ``slot``."""
+        slots = max(1, slot - self._log_start + 1)
+        return min(KEEP_SLOTS, KEEP_BYTES * slots // max(1, self._storage.log_bytes))
 
     def _failed(self, failure: Failure, writer: ISnapshotWriter) -> None:
         """A full disk is waited out; what else is wrong with it, the next write of the log finds."""
@@ -377,10 +405,10 @@ async def restore(clock: IReactorTime, storage: ISnapshotStorage, state: Replica
     try:
         steps = state.restore(_drain(pieces))
         for number in range(reader.pieces):
-            pieces.append(await reader.read(number))
+            pieces.extend(_ungrouped(await reader.read(number)))
             while pieces:
                 header = next(steps, None) or header
-            await deferLater(clock, 0)
+                await deferLater(clock, 0)
         for step in steps:
             header = step or header
             await deferLater(clock, 0)
@@ -391,6 +419,22 @@ async def restore(clock: IReactorTime, storage: ISnapshotStorage, state: Replica
     if header is None or header.slot != reader.slot:
         raise StorageDamaged(f"the snapshot of slot {reader.slot} is incomplete")
     return header
+
+
+def _ungrouped(group: bytes) -> Iterator[bytes]:
+    """The pieces in one piece of storage.
+
+    Raises:
+        ValueError: it is not made of whole pieces.
+    """
+    offset = 0
+    while offset < len(group):
+        size = int.from_bytes(group[offset : offset + 4], "big")
+        piece = group[offset + 4 : offset + 4 + size]
+        if len(piece) != size:
+            raise ValueError("a piece of the snapshot is cut")
+        yield piece
+        offset += 4 + size
 
 
 def _drain(pieces: deque[bytes]) -> Iterator[bytes]:

@@ -25,7 +25,6 @@ from twisted_paxos.core.messages import Entry, encode_value
 from twisted_paxos.core.proposer import Proposer
 from twisted_paxos.core.quorum import Membership
 from twisted_paxos.core.records import SaveAccepted, SavePromise
-from twisted_paxos.core.replica import Replica
 from twisted_paxos.testing.replicas import PureNode
 
 SEEDS = 60
@@ -215,11 +214,6 @@ def ballot_used_again() -> Mutant:
     return patch.object(Proposer, "take_over", broken)
 
 
-def goes_on_after_a_higher_ballot() -> Mutant:
-    """A leader ignores every sign of a higher ballot but a Prepare's promise."""
-    return patch.object(Replica, "_give_way_to", lambda self, ballot: self.election.saw(ballot))
-
-
 def promise_in_parts_cut_short() -> Mutant:
     """The first part of a promise is taken for all of it."""
     on_promise = Proposer.on_promise
@@ -305,7 +299,6 @@ def _tests() -> Iterator[tuple[str, Any]]:
         accepts_below_its_promise,
         believes_an_old_chosen_upto,
         ballot_used_again,
-        goes_on_after_a_higher_ballot,
         promise_in_parts_cut_short,
         promise_leaves_out_unsynced,
     ]

@@ -47,7 +47,7 @@ class RepairTests(ProcessCase):
         await self.propose(rest, ["by the new incarnation's vote"])
 
     async def governs(self, cluster: ClusterProcesses) -> bool | None:
-        """Whether all nodes are at the slots in which the new incarnation counts, `ALPHA` after its Replace."""
+        """Whether all nodes are `ALPHA` slots past its Replace, where the new incarnation counts."""
         statuses = [await node.status() for node in cluster.nodes.values()]
         applied = min(status.applied if status is not None else 0 for status in statuses)
         log = await self.log_of(next(iter(cluster.nodes.values())))

@@ -48,7 +48,7 @@ class HistoryTests(SynchronousTestCase):
         self.assertIn(part, str(caught.exception))
 
     def test_in_order(self) -> None:
-        """Acknowledged writes, one without an answer, a no-op and a repeated command are as they should be."""
+        """Acknowledged writes, one without an answer, a no-op and a repetition are as they should be."""
         self.wrote("one", 0.0, 1.0, (1, 0))
         self.wrote("two", 2.0, 3.0, (3, 1))
         self.wrote("lost", 2.5)

@@ -163,7 +163,7 @@ class ClusterTests(SynchronousTestCase):
             SpawningClock(), Path("/d"), storages={"B": "sqlite:/d/b.db"}, options=["--heartbeat-ms", "50"]
         )
         cluster.start()
-        a, b, c = (node._options for node in cluster.nodes.values())
+        a, b, c = (node.options for node in cluster.nodes.values())
         self.assertEqual(a[:3], c[:3])
         self.assertEqual(["--peer=A", "--peer=B", "--peer=C"], [option.rsplit("=", 1)[0] for option in a[:3]])
         self.assertIn("file:/d/data/A", a)

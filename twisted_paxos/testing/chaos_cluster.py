@@ -169,7 +169,7 @@ class ChaosCluster(ClusterProcesses):
             shortest = min(len(log), len(logs[0]))
             if [_entry(entry) for entry in log[:shortest]] != [_entry(e) for e in logs[0][:shortest]]:
                 raise ChaosFailed(f"the log of {node.uid} differs from that of {next(iter(self.nodes))}")
-        self.history.read(max(logs, key=len))
+        self.history.read(max(logs, key=lambda log: len(log)))
         self.history.check()
 
     async def _level(self) -> bool | None:
