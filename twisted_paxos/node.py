@@ -127,6 +127,7 @@ class PersistentPaxosNode(Service):
         self._started_s = 0.0
         self._reported_s = float("-inf")
         self._reported_leader: ProposalID | None = None
+        self._reported_replace = False
         self.lost = False
         self._session: OwnSession | None = None
         self._chosen_listeners: list[Callable[[int], None]] = []
@@ -420,6 +421,7 @@ class PersistentPaxosNode(Service):
         if leader != self._reported_leader and leader.number:
             self._reported_leader = leader
             log.info("{leader} leads, ballot {ballot}", leader=leader.uid, ballot=str(leader))
+        self._report_replace()
         waiting = self.replica.formation.waiting_for
         if waiting and now_s - self._started_s > 1 and now_s - self._reported_s > REPORT_WAITING_S:
             self._reported_s = now_s
@@ -429,6 +431,21 @@ class PersistentPaxosNode(Service):
                 reason="its storage was lost: a member must say who votes" if lost else "first start",
                 names=", ".join(waiting),
             )
+
+    def _report_replace(self) -> None:
+        """Say that the cluster knows another life of this node, and when this one votes in its place."""
+        needed = self.replica.formation.needs_replace
+        if needed == self._reported_replace:
+            return
+        self._reported_replace = needed
+        if needed:
+            text = (
+                "the cluster knows an earlier life of node {uid}: this storage, incarnation {incarnation}, is"
+                " new. It fetches what was chosen, and votes once a majority has agreed to it"
+            )
+        else:
+            text = "node {uid} votes again, as the new incarnation {incarnation}"
+        log.warn(text, uid=self.uid, incarnation=self.replica.me.incarnation)
 
     # -- commands
 
@@ -477,6 +494,7 @@ class PersistentPaxosNode(Service):
             Overloaded: too much waits already.
             ValueTooLarge: it is over `limits.VALUE_MAX_BYTES`.
         """
+        self._check_running()
         if self._session is None:
             self._session = OwnSession(self, self._entropy())
         return self._session.propose(command if isinstance(command, Raw) else encode_opaque(command))

@@ -78,7 +78,7 @@ class FirstFormationTests(SynchronousTestCase):
             wire.ask("A")
             wire.ask("B")
             wire.flush("AB")
-        self.assertEqual(wire.nodes["A"].waiting_for, ("B", "C"))
+        self.assertEqual(wire.nodes["A"].waiting_for, ("C",))
         self.assertFalse(wire.nodes["A"].is_voter)
         wire.flying.clear()
         wire.nodes["C"] = formation("C")

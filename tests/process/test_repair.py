@@ -40,6 +40,7 @@ class RepairTests(ProcessCase):
 
         await poll(self.reactor, f"node {node.uid} votes as a new incarnation", voting, SLOW_S)
         await self.assert_logs_equal(list(cluster.nodes.values()), values)
+        await self.wait_for_line(node, f"node {node.uid} votes again, as the new incarnation")
         await poll(self.reactor, "the change of members governs", lambda: self.governs(cluster), SLOW_S)
         third = next(other for other in cluster.nodes.values() if other is not node)
         await third.kill()
@@ -61,7 +62,7 @@ class RepairTests(ProcessCase):
         await self.propose(others_of(cluster, node), ["meanwhile"])
         node.start()
         await self.assert_votes_again(cluster, node, before, ["first 19", "meanwhile"])
-        await self.wait_for_line(node, "storage was lost")
+        await self.wait_for_line(node, "the cluster knows an earlier life of node")
 
     async def test_old_copy(self) -> None:
         """A copy of its directory from an earlier time."""

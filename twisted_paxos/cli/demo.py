@@ -1,4 +1,4 @@
-"""``paxosctl demo``: three real nodes agree, lose their leader, agree on, and take it back."""
+"""``paxosctl demo``: three real nodes agree, lose their leader, agree on, take it back; then the store."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from twisted.internet.defer import CancelledError, Deferred
 
 from twisted_paxos.cli import output
+from twisted_paxos.cli.demostore import StoreDemo
 from twisted_paxos.client import Client, LogReader, Result, SlotEntry, connect, payload_of, value_of
 from twisted_paxos.errors import PaxosError
 from twisted_paxos.testing.nodes import ClusterProcesses, NodeProcess, poll
@@ -31,6 +32,9 @@ PROPOSE_TIMEOUT_S: Final = 10.0
 
 CLEAN_EXITS: Final = (0, -signal.SIGTERM)
 """twistd stops its services on SIGTERM, then ends by that same signal."""
+
+UNSHOWN: Final = ("(lease keep alive", "(no-op)")
+"""Rows of the log that only show that time passes."""
 
 COLOURS: Final = ("cyan", "magenta", "yellow")
 
@@ -94,6 +98,7 @@ class _Demo:
         self._started_s = time.monotonic()
         self._colours = dict(zip(cluster.nodes, COLOURS, strict=False))
         self._client: Client | None = None
+        self._store: StoreDemo | None = None
         self._readers: list[LogReader] = []
         self._following: list[Deferred[None]] = []
         self._seen: dict[str, int] = dict.fromkeys(cluster.nodes, 0)
@@ -108,12 +113,17 @@ class _Demo:
         gap_s = await self._kill(leader)
         caught_up_s = await self._restart(leader)
         await self._propose(LAST_VALUES)
+        self._store = StoreDemo(self._reactor, self._client, self._cluster.endpoints, self._line)
+        waited_s = await self._store.run()
         slots = await self._compare()
         await self._stop()
-        return self._summary(ready_s, gap_s, caught_up_s, slots)
+        return {**self._summary(ready_s, gap_s, caught_up_s, slots), "lock_handed_over_s": round(waited_s, 3)}
 
     async def close(self) -> None:
         """End what runs in the background."""
+        if self._store is not None:
+            await self._store.close()
+            self._store = None
         for reader in self._readers:
             reader.close()
         for following in self._following:
@@ -252,6 +262,8 @@ class _Demo:
             self._seen[uid] = entry.slot
             for row in output.log_rows(entry):
                 slot, ballot, value = row.split("\t", 2)
+                if value.startswith(UNSHOWN):
+                    continue
                 self._line(f"  {uid} chose  slot {slot:>3}  {ballot:<6} {value}", self._colours[uid])
 
     def _say(self, text: str, style: str = "bold") -> None:

@@ -54,7 +54,7 @@ def verify_command(settings: Settings, directory: Path) -> int:
 @common_options
 @click.pass_obj
 def demo_command(settings: Settings) -> int:
-    """Start three nodes, propose, kill the leader, propose, restart it, compare the logs.
+    """Start three nodes, propose, kill the leader, propose, restart it; keys, a lock; compare the logs.
 
     Everything happens in a temporary directory and on free ports; nothing is left behind.
     """

@@ -96,6 +96,7 @@ class Formation:
         self._interval_s = interval_s
         self._nonce = identity.boot * NONCES_PER_BOOT
         self._answers: set[str] = set()
+        self._heard: set[str] = set()
         self._next_join_s = 0.0
         self._recorded = dict(identity.boots)
         self._recording: dict[str, tuple[int, str]] = {}
@@ -114,7 +115,15 @@ class Formation:
 
     @property
     def waiting_for(self) -> tuple[str, ...]:
-        """Members that must still answer before the first formation is complete."""
+        """Members that must still answer before the first formation is complete.
+
+        Those that were never heard, while there are any: the others wait for the same ones.
+        """
+        unanswered = self._unanswered
+        return tuple(uid for uid in unanswered if uid not in self._heard) or unanswered
+
+    @property
+    def _unanswered(self) -> tuple[str, ...]:
         if self.identity.formed or self.me.uid not in self.membership.voters:
             return ()
         return tuple(u for u in self.membership.voters if u != self.me.uid and u not in self._answers)
@@ -131,6 +140,8 @@ class Formation:
 
     def receive(self, sender: Sender, message: object, now_s: float) -> Effects:
         """Take part in the first formation, or learn of a start."""
+        if sender.uid in self.membership.voters:
+            self._heard.add(sender.uid)
         if isinstance(message, Join):
             return self.on_join(sender, message)
         if isinstance(message, Joined):
@@ -150,7 +161,7 @@ class Formation:
         effects.add(self._complete())
         if not self.identity.formed:
             # Observers and lost nodes ask as well: any formed member tells them who founded it.
-            to = self.waiting_for or tuple(u for u in self.membership.voters if u != self.me.uid)
+            to = self._unanswered or tuple(u for u in self.membership.voters if u != self.me.uid)
             effects.sends.append(Send(to, Join(self._nonce)))
         return effects
 
@@ -198,7 +209,7 @@ class Formation:
         return effects
 
     def _complete(self) -> Effects:
-        if self.identity.lost or self.waiting_for or self.me.uid not in self.membership.voters:
+        if self.identity.lost or self._unanswered or self.me.uid not in self.membership.voters:
             return Effects()
         return self._form(self.identity.members)
 

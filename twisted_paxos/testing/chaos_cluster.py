@@ -164,12 +164,13 @@ class ChaosCluster(ClusterProcesses):
             NodeFailed: they did not agree in time.
         """
         await poll(self._reactor, "all nodes have applied the same slots", self._level, SETTLE_S)
-        logs = [await self._read_log(node) for node in self.nodes.values()]
+        logs: list[list[SlotEntry]] = [await self._read_log(node) for node in self.nodes.values()]
         for node, log in zip(self.nodes.values(), logs, strict=True):
             shortest = min(len(log), len(logs[0]))
             if [_entry(entry) for entry in log[:shortest]] != [_entry(e) for e in logs[0][:shortest]]:
                 raise ChaosFailed(f"the log of {node.uid} differs from that of {next(iter(self.nodes))}")
-        self.history.read(max(logs, key=lambda log: len(log)))
+        longest = max(logs, key=len)
+        self.history.read(longest)
         self.history.check()
 
     async def _level(self) -> bool | None:

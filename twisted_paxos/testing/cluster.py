@@ -68,6 +68,7 @@ class SimulatedNode:
             cluster_key=self.cluster.key,
             print_chosen=False,
             datagram_max_bytes=self.cluster.datagram_max_bytes,
+            snapshot_slots=self.cluster.snapshot_slots,
         )
 
     def start(self) -> None:
@@ -158,6 +159,7 @@ class SimulatedCluster:
         size: number of voters, named A, B, C, ...
         key: the cluster key, if any.
         observers: number of nodes without a vote, named after the voters.
+        segment_bytes, datagram_max_bytes, snapshot_slots: limits of all nodes.
 
     Attributes:
         nodes: by id.
@@ -175,11 +177,13 @@ class SimulatedCluster:
         observers: int = 0,
         segment_bytes: int = SEGMENT_BYTES,
         datagram_max_bytes: int = 60_000,
+        snapshot_slots: int = 10_000,
     ) -> None:
         self.random = random
         self.key = key
         self.segment_bytes = segment_bytes
         self.datagram_max_bytes = datagram_max_bytes
+        self.snapshot_slots = snapshot_slots
         self.clock = SimulatedClock()
         self.network = SimulatedNetwork(self.clock, random)
         self.on_start: list[Callable[[SimulatedNode], None]] = []

@@ -147,6 +147,7 @@ class Node:
         self.membership = Membership(voters, {voter: voter for voter in voters})
         self.promised = NO_BALLOT
         self.stored: dict[int, Entry] = {}
+        self.learnt_upto = 0
         self.chosen: tuple[bytes, ...] = ()
         self._make_roles(0)
 
@@ -192,6 +193,7 @@ class Node:
             tuple(sorted((slot, entry.ballot, bytes(entry.value)) for slot, entry in log.entries.items())),
             tuple(sorted(log.unsaved)),
             tuple(sorted(log._chosen_at.items())),
+            self.learnt_upto,
             self.chosen,
             tuple(votes),
             *self._proposer_key(proposer),
@@ -267,9 +269,10 @@ class Node:
     def crash(self, noted: bool) -> None:
         """Stop, and start again with what is stored; how far slots are chosen may not be noted yet."""
         self.boot += 1
-        self._make_roles(self.log.chosen_upto if noted else 0)
-        if not noted:
-            self.chosen = ()
+        # What is learnt is stored in order: every slot up to the highest one is chosen.
+        upto = self.log.chosen_upto if noted else self.learnt_upto
+        self._make_roles(upto)
+        self.chosen = self.chosen[:upto]
 
     def persist(self, effects: Effects) -> None:
         """Everything that is asked for is stored at once."""
@@ -282,6 +285,7 @@ class Node:
                 self.stored[record.slot] = Entry(record.ballot, record.value)
             elif isinstance(record, SaveChosen):
                 self.stored[record.slot] = Entry(record.ballot, record.value)
+                self.learnt_upto = max(self.learnt_upto, record.slot)
         self.chosen += tuple(bytes(entry.value) for entry in effects.chosen)
 
 
@@ -333,6 +337,8 @@ class Explorer:
             except AssertionError as error:
                 violation = str(error) or "an assertion of the core"
                 last = last if isinstance(error, Violation) else here
+                if not isinstance(error, Violation):
+                    import traceback; traceback.print_exc()
         return Explored(
             len(seen),
             self.steps,
@@ -366,7 +372,7 @@ class Explorer:
                 bit = low.bit_length() - 1
                 rest ^= low
                 envelope = self._messages[bit]
-                if envelope.to and envelope.to != uid:
+                if envelope.sender == uid or (envelope.to and envelope.to != uid):
                     continue
                 changed, sent = self._deliver(number, bit)
                 if changed != number or sent & ~network:
@@ -379,7 +385,8 @@ class Explorer:
             envelope = self._messages[bit]
             node = self._nodes[number].clone()
             sender = Sender(envelope.sender, envelope.sender, envelope.boot, "")
-            known = self._after(node, node.receive(sender, envelope.message))
+            upto = node.log.chosen_upto
+            known = self._after(node, node.receive(sender, envelope.message), upto)
             self._deliveries[number, bit] = known
         return known
 
@@ -392,25 +399,38 @@ class Explorer:
 
     def _make_own_steps(self, node: Node) -> Iterator[tuple[str, int, int]]:
         above = max(node.acceptor.promised, node.proposer.ballot)
+        upto = node.log.chosen_upto
         if node.proposes and above.number < self.bounds.ballots:
             new = node.clone()
-            yield f"{node.uid} takes over", *self._after(new, new.take_over())
+            yield f"{node.uid} takes over", *self._after(new, new.take_over(), upto)
         if node.proposer.leading and node.proposer._next_slot <= self.bounds.slots:
             new = node.clone()
-            yield f"{node.uid} proposes", *self._after(new, new.propose())
+            yield f"{node.uid} proposes", *self._after(new, new.propose(), upto)
         if node.boot <= self.bounds.crashes:
             for noted in (True, False) if node.chosen else (True,):
                 new = node.clone()
                 new.crash(noted)
-                yield f"{node.uid} crashes{'' if noted else ', nothing noted'}", *self._after(new, Effects())
+                how = "" if noted else ", nothing noted"
+                yield f"{node.uid} crashes{how}", *self._after(new, Effects(), upto)
 
-    def _after(self, node: Node, effects: Effects) -> tuple[int, int]:
-        """Persist and send; returns the number of the node's state, and what was sent as bits."""
-        node.persist(effects)
+    def _after(self, node: Node, effects: Effects, chosen_upto: int) -> tuple[int, int]:
+        """Persist and send; returns the number of the node's state, and what was sent as bits.
+
+        What a node sends to itself arrives at once.
+        """
         sent = 0
-        for send in (*effects.sends, *effects.replies):
-            sent |= self._send(node, send)
-        if effects.chosen:
+        to_self: deque[Any] = deque()
+        me = Sender(node.uid, node.uid, node.boot, "")
+        while True:
+            node.persist(effects)
+            for send in (*effects.sends, *effects.replies):
+                sent |= self._send(node, send)
+                if send.to == EVERYONE or node.uid in send.to:
+                    to_self.append(send.message)
+            if not to_self:
+                break
+            effects = node.receive(me, to_self.popleft())
+        if node.log.chosen_upto > chosen_upto:
             entries = [
                 SlotEntry(slot, *node.stored[slot])
                 for slot in range(1, node.log.chosen_upto + 1)
@@ -427,7 +447,9 @@ class Explorer:
         message = send.message
         if isinstance(message, Promise):
             message = Promise(message.ballot, 0, message.part, message.parts, *_rest(message))
-        to = ("",) if send.to in (EVERYONE, OTHERS) else send.to
+        if isinstance(message, Nack):
+            return 0  # It only ends a leadership, and a message may always be lost.
+        to = ("",) if send.to in (EVERYONE, OTHERS) else [uid for uid in send.to if uid != node.uid]
         bits = 0
         for uid in to:
             bits |= self._bit(Envelope(node.uid, node.boot, uid, message))

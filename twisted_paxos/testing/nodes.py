@@ -84,14 +84,17 @@ async def poll(
         await deferLater(reactor, POLL_S)
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """This process's environment, in which the child finds the same twisted_paxos."""
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    variables = {**os.environ, "PYTHONUNBUFFERED": "1"}
     root = str(Path(__file__).resolve().parents[2])
     if root not in [*site.getsitepackages(), site.getusersitepackages()]:
-        paths = [root, environment.get("PYTHONPATH", "")]
-        environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
-    return environment
+        paths = [root, variables.get("PYTHONPATH", "")]
+        variables["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+    return variables
+
+
+_environment = environment
 
 
 class NodeProcess(ProcessProtocol):
@@ -151,7 +154,7 @@ class NodeProcess(ProcessProtocol):
         command = [*self._prefix, *self.command()]
         self.exit_status = None
         self._process = self._reactor.spawnProcess(
-            self, command[0], command, _environment(), str(self._directory)
+            self, command[0], command, environment(), str(self._directory)
         )
 
     def command(self) -> list[str]:

@@ -13,7 +13,7 @@ from unittest import mock
 
 from twisted_paxos import applier, snapshots
 from twisted_paxos.core import limits
-from twisted_paxos.core.messages import Accept, Chosen, Promise
+from twisted_paxos.core.messages import Accept, Chosen, Forward, Promise
 from twisted_paxos.node import PersistentPaxosNode
 from twisted_paxos.snapshots import Policy
 from twisted_paxos.testing.checks import Checks, LogWatch
@@ -35,6 +35,10 @@ READ_MAX_S: Final = 5.0
 
 TRACE_MAX_LINES: Final = 200_000
 """The last lines of a trace that are kept."""
+
+
+SUMMARY_MAX_CHARS: Final = 250
+"""Of a message in a trace."""
 
 
 class Outcome(NamedTuple):
@@ -86,7 +90,7 @@ class Trace:
         """A message leaves a node."""
         self._digest.update(f"{self._clock.now_s}{uid}{type(message).__name__}".encode())
         if self._keep:
-            self.tell(f"{uid} > {','.join(to):<6} {summary(message)}")
+            self.lines.append(f"{self._clock.now_s:10.6f}  {uid} > {','.join(to):<6} {summary(message)}")
 
     @property
     def digest(self) -> str:
@@ -106,7 +110,9 @@ def summary(message: Any) -> str:
     if isinstance(message, Chosen):
         slots = [f"{entry.slot}@{entry.ballot}" for entry in message.entries]
         return f"Chosen {' '.join(slots)} of {message.chosen_upto} from {message.log_start}"
-    return repr(message)[:200]
+    if isinstance(message, Forward):
+        return f"Forward {message.forward_id} {[f'{c.client[:4]} {c.sequence}' for c in message.commands]}"
+    return repr(message)[:SUMMARY_MAX_CHARS]
 
 
 class Run:

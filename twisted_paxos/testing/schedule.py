@@ -157,7 +157,7 @@ def draw_sizes(random: Random) -> Sizes:
         "WINDOW_SLOTS": alpha * random.choice((1, 2, 4)),
         "PIPELINE_SLOTS": some(4, 1, 2, 8),
         "BATCH_TARGET_BYTES": some(45_000, 100, 400, 2_000),
-        "WINDOW_MAX_BYTES": some(64 << 20, 2_000, 20_000),
+        "WINDOW_MAX_BYTES": some(64 << 20, 150_000, 400_000),
         "FETCH_BYTES": some(1 << 20, 200, 1_000, 5_000),
         "BALLOTS_PER_SLOT": some(8, 2, 3),
     }

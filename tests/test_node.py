@@ -1,0 +1,244 @@
+"""Whole nodes on the simulated network: agreement, restart, large values, reads, observers, time."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.trial.unittest import SynchronousTestCase
+
+from twisted_paxos.core.messages import SlotEntry
+from twisted_paxos.errors import NodeStopped, ValueTooLarge
+from twisted_paxos.statemachine.kvcommands import (
+    LeaseGrant,
+    Put,
+    Range,
+    RangeResult,
+    decode_result,
+    encode_command,
+)
+from twisted_paxos.testing.cluster import SimulatedCluster
+
+
+class ClusterCase(SynchronousTestCase):
+    """A cluster that has a leader."""
+
+    def make(self, seed: int = 1, **options: Any) -> SimulatedCluster:
+        """Start it."""
+        cluster = SimulatedCluster(Random(seed), **options)
+        cluster.start()
+        self.assertTrue(cluster.run_until(lambda: bool(cluster.leaders()), 10), "no leader")
+        return cluster
+
+    def logs(self, cluster: SimulatedCluster, uids: str) -> list[list[SlotEntry]]:
+        """Their logs, once they have applied the same slots."""
+        nodes = [cluster.nodes[uid] for uid in uids]
+        level = lambda: len({node.node.applier.applied_upto for node in nodes if node.node}) == 1  # noqa: E731
+        self.assertTrue(cluster.run_until(level, 10), "they do not become level")
+        return [cluster.log_of(uid) for uid in uids]
+
+
+class AgreementTests(ClusterCase):
+    """Values in, the same log everywhere."""
+
+    def test_throughAnyNode(self) -> None:
+        """Each node takes proposals, and all three logs are equal."""
+        cluster = self.make()
+        for uid in "ABC":
+            client = cluster.client(uid)
+            for number in range(10):
+                cluster.result(client.propose(f"{uid}{number}"), 5)
+        logs = self.logs(cluster, "ABC")
+        self.assertEqual(logs[0], logs[1])
+        self.assertEqual(logs[0], logs[2])
+
+    def test_leaderDies(self) -> None:
+        """With the leader gone the others go on within a second, and it catches up when it is back."""
+        cluster = self.make()
+        client = cluster.client()
+        cluster.result(client.propose("before"), 5)
+        leader = cluster.leaders()[0]
+        cluster.nodes[leader].crash(power_loss=True)
+        started_s = cluster.clock.now_s
+        cluster.result(client.propose("after"), 5)
+        self.assertLess(cluster.clock.now_s - started_s, 1.0)
+        cluster.nodes[leader].start()
+        logs = self.logs(cluster, "ABC")
+        self.assertEqual(logs[0], logs[1])
+        self.assertEqual(logs[0], logs[2])
+
+    def test_allDie(self) -> None:
+        """All lose power at once: what was acknowledged is there when they are back."""
+        cluster = self.make()
+        client = cluster.client()
+        places = [cluster.result(client.propose(f"v{number}"), 5) for number in range(30)]
+        for node in cluster.nodes.values():
+            node.crash(power_loss=True)
+        cluster.start()
+        cluster.result(client.propose("again"), 10)
+        log = self.logs(cluster, "ABC")[0]
+        for number, place in enumerate(places):
+            self.assertIn(f'"v{number}"'.encode(), bytes(log[place.slot - 1].value))
+
+    def test_largeValue(self) -> None:
+        """1 MiB goes by the TCP link, through a follower; more is refused with a clear error."""
+        cluster = self.make()
+        follower = next(uid for uid in "ABC" if uid not in cluster.leaders())
+        client = cluster.client(follower)
+        cluster.result(client.propose(b"x" * (1 << 20)), 10)
+        logs = self.logs(cluster, "ABC")
+        self.assertEqual(logs[0], logs[2])
+        self.assertRaises(ValueTooLarge, cluster.result, client.propose(b"x" * ((1 << 20) + 1)), 5)
+
+    def test_smallDatagrams(self) -> None:
+        """With 1,400-byte datagrams whatever is larger takes the link, and nothing else changes."""
+        cluster = self.make(datagram_max_bytes=1_400)
+        client = cluster.client()
+        for size in (10, 1_000, 2_000, 50_000):
+            cluster.result(client.propose("x" * size), 5)
+        logs = self.logs(cluster, "ABC")
+        self.assertEqual(logs[0], logs[1])
+
+    def test_wrongKey(self) -> None:
+        """A node with another cluster key is not heard; the others go on and count what they drop."""
+        cluster = self.make(key=b"k" * 32)
+        cluster.nodes["C"].crash()
+        cluster.key = b"x" * 32
+        cluster.nodes["C"].start()
+        client = cluster.client("A", "B")
+        cluster.result(client.propose("without C"), 5)
+        cluster.run(1)
+        node = cluster.nodes["A"].node
+        assert node is not None
+        self.assertGreater(node.receiver.dropped["bad_tag"], 5)
+        stranger = cluster.nodes["C"].node
+        assert stranger is not None
+        self.assertEqual(0, stranger.applier.applied_upto)
+
+    def test_observer(self) -> None:
+        """An observer learns everything, answers reads and takes proposals, and never votes."""
+        cluster = self.make(observers=1)
+        client = cluster.client("D")
+        cluster.result(client.propose("by way of D"), 5)
+        logs = self.logs(cluster, "ABCD")
+        self.assertEqual(logs[0], logs[3])
+        observer = cluster.nodes["D"].node
+        assert observer is not None
+        self.assertEqual("observer", observer.status().role)
+        cluster.nodes["A"].crash()
+        cluster.nodes["B"].crash()
+        waiting = client.propose("one voter and an observer are no majority")
+        cluster.run(3)
+        self.assertNoResult(waiting)
+
+
+class EmbeddingTests(ClusterCase):
+    """What a program that embeds a node calls."""
+
+    def test_propose(self) -> None:
+        """`propose` at any node opens a session by itself; results come in order, once each."""
+        cluster = self.make()
+        node = cluster.nodes["B"].node
+        assert node is not None
+        waiting = [node.propose(f"v{number}") for number in range(20)]
+        results = [cluster.result(one, 5) for one in waiting]
+        self.assertEqual(list(range(1, 21)), [result.sequence for result in results])
+        places = [(result.slot, result.index) for result in results]
+        self.assertEqual(sorted(set(places)), places)
+
+    def test_stop(self) -> None:
+        """What waits when the node stops fails, and so does what comes later."""
+        cluster = self.make()
+        node, service = cluster.nodes["A"].node, cluster.nodes["A"].service
+        assert node is not None and service is not None
+        cluster.nodes["B"].crash()
+        cluster.nodes["C"].crash()
+        waiting: list[Deferred[Any]] = [node.propose("x"), node.read()]
+        service.stopService()
+        for one in waiting:
+            self.failureResultOf(one, NodeStopped)
+        self.assertRaises(NodeStopped, node.propose, "late")
+        cluster.run(1)
+
+    def test_linearizableRead(self) -> None:
+        """A read at any node sees what another node has answered for before."""
+        cluster = self.make()
+        writer = cluster.client(cluster.leaders()[0])
+        for number in range(20):
+            place = cluster.result(writer.propose(f"v{number}"), 5)
+            for uid in "ABC":
+                node = cluster.nodes[uid].node
+                assert node is not None
+                cluster.result(node.read(), 5)
+                self.assertGreaterEqual(node.applier.applied_upto, place.slot)
+
+    def test_readWithoutAMajority(self) -> None:
+        """Without a majority a read waits, and is answered once there is one."""
+        cluster = self.make()
+        node = cluster.nodes["A"].node
+        assert node is not None
+        cluster.nodes["B"].crash()
+        cluster.nodes["C"].crash()
+        cluster.run(1)
+        waiting = node.read()
+        cluster.run(3)
+        self.assertNoResult(waiting)
+        cluster.nodes["B"].start()
+        cluster.result(waiting, 5)
+
+    def test_isolatedLeaderConfirmsNothing(self) -> None:
+        """A leader that is cut off answers no read, whatever it believes."""
+        cluster = self.make()
+        leader = cluster.leaders()[0]
+        node = cluster.nodes[leader].node
+        assert node is not None
+        cluster.network.isolate(cluster.nodes[leader].host)
+        waiting = node.read()
+        cluster.run(0.2)
+        self.assertTrue(node.replica.proposer.leading, "it has not noticed yet")
+        self.assertNoResult(waiting)
+        cluster.network.heal_all()
+        cluster.result(waiting, 5)
+
+
+class StoreTests(ClusterCase):
+    """The key-value store behind the log."""
+
+    def put(self, cluster: SimulatedCluster, uid: str, put: Put) -> None:
+        """Put through a node."""
+        node = cluster.nodes[uid].node
+        assert node is not None
+        cluster.result(node.propose(encode_command(put)), 5)
+
+    def get(self, cluster: SimulatedCluster, uid: str, key: bytes) -> list[bytes]:
+        """Read at a node."""
+        node = cluster.nodes[uid].node
+        assert node is not None
+        found = decode_result(cluster.result(node.query(encode_command(Range(key))), 5))
+        assert isinstance(found, RangeResult), found
+        return [kv.value for kv in found.kvs]
+
+    def test_putAndGet(self) -> None:
+        """A put at one node is seen by a read at each other."""
+        cluster = self.make()
+        self.put(cluster, "A", Put(b"k", b"v"))
+        for uid in "ABC":
+            self.assertEqual([b"v"], self.get(cluster, uid, b"k"))
+
+    def test_leaseRunsOutOnAnIdleCluster(self) -> None:
+        """A lease ends although nobody sends anything; never early, and not while nobody leads."""
+        cluster = self.make()
+        node = cluster.nodes["A"].node
+        assert node is not None
+        cluster.result(node.propose(encode_command(LeaseGrant(5, 7))), 5)
+        self.put(cluster, "A", Put(b"k", b"v", lease=7))
+        cluster.run(3)
+        self.assertEqual([b"v"], self.get(cluster, "B", b"k"))
+        for uid in "BC":
+            cluster.nodes[uid].crash()
+        cluster.run(60)
+        cluster.start()
+        self.assertEqual([b"v"], self.get(cluster, "B", b"k"))
+        cluster.run(6)
+        self.assertEqual([], self.get(cluster, "B", b"k"))

@@ -1,0 +1,129 @@
+"""Snapshots with real nodes: made, used at a restart, fetched by a node that is far behind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.test_node import ClusterCase
+from twisted_paxos import snapshots
+from twisted_paxos.statemachine.kvcommands import Put, encode_command
+from twisted_paxos.testing.cluster import SimulatedCluster
+
+
+class SnapshotTests(ClusterCase):
+    """A cluster that makes a snapshot every 100 slots."""
+
+    def setUp(self) -> None:
+        self.patch(snapshots, "KEEP_SLOTS", 10)
+        self.cluster: SimulatedCluster = self.make(seed=2, snapshot_slots=100, segment_bytes=8 << 10)
+        self.count = 0
+
+    def write(self, count: int, uid: str = "") -> None:
+        """Put some keys through a node that runs."""
+        name = uid or next(name for name, node in self.cluster.nodes.items() if node.running)
+        node = self.cluster.nodes[name].node
+        assert node is not None
+        for _ in range(count):
+            self.count += 1
+            put = Put(b"key %d" % (self.count % 40), b"value %d" % self.count)
+            self.cluster.result(node.propose(encode_command(put)), 10)
+
+    def states(self) -> list[tuple[Any, ...]]:
+        """Per running node what its replicated state is, once all have applied the same slots."""
+        nodes = [node.node for node in self.cluster.nodes.values() if node.node is not None]
+        level = lambda: len({node.applier.applied_upto for node in nodes}) == 1  # noqa: E731
+        self.assertTrue(self.cluster.run_until(level, 20), "they do not become level")
+        return [(n.applier.applied_upto, n.machine.hash(), len(n.state.sessions)) for n in nodes]  # type: ignore[attr-defined]
+
+    def test_logIsLetGo(self) -> None:
+        """Snapshots come by themselves, old segments go, and a restart goes on from the newest one."""
+        self.write(450)
+        before = self.states()
+        for node in self.cluster.nodes.values():
+            assert node.node is not None
+            self.assertGreaterEqual(node.node.storage.snapshot_slot, 400)
+            self.assertGreater(node.node.replica.log.log_start, 300)
+            node.crash(power_loss=True)
+        self.cluster.start()
+        self.assertTrue(self.cluster.run_until(lambda: bool(self.cluster.leaders()), 10))
+        self.cluster.run(1)
+        self.assertEqual(before, self.states())
+        self.write(5)
+
+    def behind(self) -> str:
+        """Let a follower miss more than the log keeps."""
+        self.write(20)
+        uid = next(uid for uid in "ABC" if uid not in self.cluster.leaders())
+        self.cluster.nodes[uid].crash()
+        self.write(400)
+        return uid
+
+    def test_farBehind(self) -> None:
+        """A node that needs slots that are gone everywhere fetches a snapshot, then the log, and is equal."""
+        uid = self.behind()
+        self.cluster.nodes[uid].start()
+        self.assertEqual(1, len(set(self.states())))
+        node = self.cluster.nodes[uid].node
+        assert node is not None
+        self.assertGreater(node.replica.log.log_start, 300)
+        self.write(50)
+        self.assertEqual(1, len(set(self.states())))
+
+    def test_cutInBetween(self) -> None:
+        """Links that break in the midst of the transfer, and a fetching node that dies in it, only delay."""
+        self.patch(snapshots, "GROUP_BYTES", 200)
+        uid = self.behind()
+        host = self.cluster.nodes[uid].host
+        self.cluster.nodes[uid].start()
+        for _ in range(3):
+            self.cluster.run(0.03)
+            self.cluster.network.isolate(host)
+            self.cluster.run(0.5)
+            self.cluster.network.heal_all()
+        self.cluster.nodes[uid].crash(power_loss=True)
+        self.cluster.nodes[uid].start()
+        self.assertEqual(1, len(set(self.states())))
+
+    def test_wipedNodeNeedsTheVotersToo(self) -> None:
+        """A wiped node gets state and voters from a snapshot, and votes again."""
+        uid = self.behind()
+        victim = self.cluster.nodes[uid]
+        victim.disk.wipe()
+        victim.start()
+
+        def votes() -> bool:
+            return victim.node is not None and victim.node.status().role in ("follower", "leader")
+
+        self.assertTrue(self.cluster.run_until(votes, 20))
+        self.assertEqual(1, len(set(self.states())))
+        self.write(150)
+        for node in self.cluster.nodes.values():
+            node.crash()
+        self.cluster.start()
+        self.assertTrue(self.cluster.run_until(lambda: bool(self.cluster.leaders()), 10))
+        self.write(5)
+        self.assertEqual(1, len(set(self.states())))
+
+    def test_damagedSnapshot(self) -> None:
+        """A flipped bit in the snapshot, found when it is restored: a new incarnation, from the others."""
+        self.write(150)
+        victim = self.cluster.nodes[next(uid for uid in "ABC" if uid not in self.cluster.leaders())]
+        assert victim.node is not None
+        old = victim.node.replica.me.incarnation
+        victim.crash()
+        name = next(name for name in victim.disk.names() if name.startswith("snapshot-"))
+        victim.disk.flip_bit(name, victim.disk.size(name) // 2, 4)
+        victim.start()
+
+        def votes() -> bool:
+            node = victim.node
+            return (
+                node is not None
+                and node.status().role in ("follower", "leader")
+                and bool(node.applier.applied_upto)
+            )
+
+        self.cluster.run(3)
+        self.assertTrue(self.cluster.run_until(votes, 20))
+        self.assertNotEqual(old, victim.node.replica.me.incarnation)
+        self.assertEqual(1, len(set(self.states())))
