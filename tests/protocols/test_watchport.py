@@ -58,8 +58,8 @@ class WatchTests(WatchCase):
     def test_from_a_revision(self) -> None:
         """A watch from the past begins there."""
         self.put("a", "b", "c")
-        self.watch_from = WatchRequest(b"\0", b"\0", start_revision=3)
-        started, *frames = self.watch(1, self.watch_from)
+        past = WatchRequest(b"\0", b"\0", start_revision=3)
+        started, *frames = self.watch(1, past)
         self.assertEqual(WatchStarted(1, 4), started)
         keys = [event.kv.key for frame in frames for event in frame.batch.events]  # type: ignore[union-attr]
         self.assertEqual([b"b", b"c"], keys)
