@@ -117,7 +117,7 @@ class RepairTests(ClusterCase):
             self.assertTrue(self.cluster.run_until(settled, 15))
 
     def test_allLostFormNothing(self) -> None:
-        """Nodes whose storage was set aside never found a new cluster among themselves: that would lose all."""
+        """Nodes whose storage was set aside never found a new cluster: that would lose all."""
         for node in self.cluster.nodes.values():
             node.crash()
             name = next(name for name in node.disk.names() if name.startswith("log-"))
@@ -134,7 +134,7 @@ class FirstFormationTests(ClusterCase):
     """The first start of a cluster."""
 
     def test_needsAllOnce(self) -> None:
-        """Two of three nodes with fresh directories form nothing; with the third they do, and then two are enough."""
+        """Two of three fresh nodes form nothing; with the third they do, and then two are enough."""
         from random import Random
 
         cluster = SimulatedCluster(Random(5))

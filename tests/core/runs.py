@@ -126,18 +126,19 @@ class RandomRun:
     def _wipe(self, node: PureNode) -> None:
         """Take a node's disk away, once everybody who was replaced before is a full member again.
 
-        One loss at a time is what a majority can bear; until a Replace holds for every open slot, the
-        replaced one still counts as lost.
+        One loss at a time is what a majority can bear. Until every other disk has it that all slots
+        before a Replace's first one are chosen, the replaced node still counts as lost: those slots
+        are the old set's.
         """
-        truth = self.cluster.witness
-        settled = truth.membership.latest_from <= truth.chosen_upto + 1
+        truth = self.cluster.witness.membership
         well = all(
             each.replica is not None
             and each.replica.acceptor.votes
-            and each.replica.membership.latest == truth.membership.latest
+            and each.replica.membership.latest == truth.latest
+            and (each is node or each.disk.chosen_upto + 1 >= truth.latest_from)
             for each in self.cluster.nodes.values()
         )
-        if settled and well:
+        if well:
             node.crash()
             node.wipe()
             node.start()

@@ -148,9 +148,9 @@ class Lease:
             return
         sent_s = self._client.monotonic_s()
         timeout_s = min(self.ttl_s * RENEW_SHARE, self._deadline_s - sent_s)
-        self._renewing = self._client.kv.lease_keep_alive(self.id, timeout_s=timeout_s)
-        self._renewing.addCallbacks(self._kept, self._not_kept, (sent_s,))
-        self._renewing.addErrback(self._broken)
+        renewing = self._renewing = self._client.kv.lease_keep_alive(self.id, timeout_s=timeout_s)
+        renewing.addCallbacks(self._kept, self._not_kept, (sent_s,))
+        renewing.addErrback(self._broken)
 
     def _kept(self, result: LeaseKeepAliveResult, sent_s: float) -> None:
         self._renewing = None

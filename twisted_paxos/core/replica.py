@@ -187,8 +187,7 @@ class Replica:
             reached = self.election.reached(now_s, SERVES_HEARTBEATS) | {self.settings.uid}
             return self.membership.is_majority(reached) and not self.disk_stalled(now_s)
         # Heard is not enough for a client: what is forwarded must arrive there.
-        reached = self.leader.uid in self.election.reached(now_s)
-        return reached and self.leader_works(now_s)
+        return self.leader.uid in self.election.reached(now_s) and self.leader_works(now_s)
 
     def status(self, now_s: float) -> Status:
         """What it says of itself in heartbeats."""

@@ -37,12 +37,12 @@ OPEN_SESSION = Raw(_encode(OpenSession()))
 
 def encode_opaque(value: bytes | str) -> Raw:
     """The payload of an opaque value: text as a JSON string, other bytes as `BinaryValue`."""
-    if isinstance(value, bytes):
-        try:
-            value = value.decode("utf-8")
-        except UnicodeDecodeError:
-            return Raw(_encode(BinaryValue(value)))
-    return Raw(_encode(value))
+    if isinstance(value, str):
+        return Raw(_encode(value))
+    try:
+        return Raw(_encode(value.decode("utf-8")))
+    except UnicodeDecodeError:
+        return Raw(_encode(BinaryValue(value)))
 
 
 def decode_payload(payload: Raw) -> Payload:
@@ -64,7 +64,7 @@ class Context(NamedTuple):
     """
 
     slot: int
-    index: int
+    index: int  # type: ignore[assignment]
     time_ms: int
 
 

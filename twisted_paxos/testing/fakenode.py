@@ -35,7 +35,7 @@ class FakeNode:
         queries: what was asked.
         query_error: what `query` raises next, when not None.
         hold_queries: when set, queries wait in ``held_queries`` until `release_queries`.
-        time_ms: log time; `advance` moves it.
+        floors: per session the sequence number below which nothing is applied any more.
     """
 
     def __init__(self, uid: str = "A") -> None:
@@ -55,11 +55,12 @@ class FakeNode:
         self.query_error: Exception | None = None
         self.hold_queries = False
         self.held_queries: list[tuple[Raw, Deferred[Raw]]] = []
-        self.time_ms = 0
+        self.floors: dict[str, int] = {}
 
     def share(self, other: FakeNode) -> FakeNode:
         """Have this node show and extend the same log as ``other``; returns this node."""
         self.entries, self.seen, self.machine = other.entries, other.seen, other.machine
+        self.floors = other.floors
         return self
 
     @property
@@ -69,8 +70,8 @@ class FakeNode:
 
     def advance(self, seconds: float) -> None:
         """Move log time on, as a leader's slots do: leases run out."""
-        self.time_ms += round(1000 * seconds)
-        self.machine.advance(Context(len(self.entries), -1, self.time_ms))
+        time_ms = self.machine.time_ms + round(1000 * seconds)
+        self.machine.advance(Context(len(self.entries), -1, time_ms))
 
     def query(self, payload: Raw, serializable: bool = False) -> Deferred[Raw]:
         """See `INode.query`; raises ``query_error`` when that is set."""
@@ -125,8 +126,11 @@ class FakeNode:
         applied = self.seen.get(command.client)
         if applied is None:
             return Result(command.client, command.sequence, 0, 0, "session_expired")
+        floor = self.floors[command.client] = max(command.floor, self.floors.get(command.client, 0))
         if command.sequence not in applied:
-            data = self.machine.apply(command.payload, Context(slot, index, self.time_ms))
+            if command.sequence < floor:
+                return Result(command.client, command.sequence, 0, 0, "already_answered")
+            data = self.machine.apply(command.payload, Context(slot, index, self.machine.time_ms))
             applied[command.sequence] = Result(command.client, command.sequence, slot, index, "", data)
         return applied[command.sequence]
 

@@ -1,0 +1,1 @@
+"""Single steps of a command, by pyperf, so that a regression has an address."""
