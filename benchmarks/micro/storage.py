@@ -52,7 +52,7 @@ class Appends:
 
 def main() -> None:
     """Each figure is for one record with a batch of puts."""
-    runner = pyperf.Runner()
+    runner = pyperf.Runner(program_args=("-m", "benchmarks.micro.MOD"))
     runner.bench_func("log: encode record", encode_record, ACCEPTED, 1, 1, 0, 1, 1, b"A", value())
     for sync in (False, True):
         with tempfile.TemporaryDirectory(prefix="paxos-bench-") as place:

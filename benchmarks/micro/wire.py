@@ -13,7 +13,7 @@ from twisted_paxos.wire.peer import PeerCodec
 
 def main() -> None:
     """Each figure is for one batch, or one message with a batch in it."""
-    runner = pyperf.Runner(metadata={"batch": BATCH})
+    runner = pyperf.Runner(program_args=("-m", "benchmarks.micro.wire"), metadata={"batch": BATCH})
     commands, message, whole = puts(), accept(), value()
     runner.bench_func("encode: value", encode_value, 1, commands)
     runner.bench_func("decode: value", decode_value, whole)

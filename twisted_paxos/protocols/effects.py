@@ -28,6 +28,9 @@ log = Logger()
 FULL_RETRY_S = 0.5
 """How long a write that found no room waits before it is tried again."""
 
+NOTE_IDLE_S = 1.0
+"""How far slots are chosen is written with the next records, or by itself after this long."""
+
 READS_MAX = 64
 """Answers to Fetches that may be under way; more are dropped, and asked for again."""
 
@@ -102,6 +105,7 @@ class EffectPerformer:
         self._unwritten_bytes = 0
         self._writing: list[Send] | None = None
         self._write_planned = False
+        self._note_planned = False
         self._reads = 0
 
     def perform(self, effects: Effects) -> None:
@@ -222,6 +226,15 @@ class EffectPerformer:
         if upto > self.stored_upto:
             self.stored_upto = upto
             self._storage.note_chosen(upto)
+            if not self._note_planned:
+                self._note_planned = True
+                self._clock.callLater(NOTE_IDLE_S, self._sync_note)
+
+    def _sync_note(self) -> None:
+        """With nothing to write, what was noted would wait for ever: nobody could tell it after a loss."""
+        self._note_planned = False
+        if not self._stopped and self._writing is None and not self._records:
+            self._plan_write()
 
     def _not_written(self, failure: Failure, records: list[Record]) -> None:
         """No room: nothing of it is stored, and nothing that reports it leaves; try again."""
