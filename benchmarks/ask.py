@@ -1,6 +1,6 @@
 """Asks every node of a cluster of ours something, and prints the answers as JSON.
 
-    python -m benchmarks.ask status|revisions ENDPOINT,...
+python -m benchmarks.ask status|revisions ENDPOINT,...
 """
 
 from __future__ import annotations

@@ -37,7 +37,11 @@ def _text(x: float, y: float, text: str, anchor: str = "middle", size: int = 12)
 
 
 def bars(
-    title: str, unit: str, groups: Sequence[str], series: Mapping[str, Sequence[float]], logarithmic: bool = False
+    title: str,
+    unit: str,
+    groups: Sequence[str],
+    series: Mapping[str, Sequence[float]],
+    logarithmic: bool = False,
 ) -> str:
     """A grouped bar chart.
 

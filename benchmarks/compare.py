@@ -148,7 +148,12 @@ class Comparison:
         """Both at the same rate: half of what etcd did at most."""
         if not self._rate_per_s:
             fastest = max(
-                (run["rate_per_s"] for task, by in self.runs.items() if task.startswith("put-") for run in by.get(THEIRS, [])),
+                (
+                    run["rate_per_s"]
+                    for task, by in self.runs.items()
+                    if task.startswith("put-")
+                    for run in by.get(THEIRS, [])
+                ),
                 default=0.0,
             )
             self._rate_per_s = round(LATENCY_SHARE * fastest, -2) or 1_000.0
@@ -174,7 +179,9 @@ def summary(runs: Runs) -> list[dict[str, Any]]:
     for task, by in runs.items():
         row: dict[str, Any] = {"workload": task}
         for name, its in by.items():
-            figures = sorted({key for run in its for key, value in run.items() if isinstance(value, int | float)})
+            figures = sorted(
+                {key for run in its for key, value in run.items() if isinstance(value, int | float)}
+            )
             row[name] = {key: median_of(its, key) for key in figures}
         if OURS in by:
             figure = _figure(by[OURS][0])
@@ -273,15 +280,27 @@ def missing_of(names: Iterable[str]) -> list[str]:
 
 
 @click.command()
-@click.option("--rounds", default=5, show_default=True, type=click.IntRange(1), help="How often each system runs.")
+@click.option(
+    "--rounds", default=5, show_default=True, type=click.IntRange(1), help="How often each system runs."
+)
 @click.option("--seconds", default=3.0, show_default=True, help="How long each workload is measured.")
 @click.option("--warm-up", default=1.0, show_default=True, help="Seconds before that.")
-@click.option("--systems", default=f"{THEIRS},{OURS},{THIRD}", show_default=True, help="Which, and in which order.")
+@click.option(
+    "--systems", default=f"{THEIRS},{OURS},{THIRD}", show_default=True, help="Which, and in which order."
+)
 @click.option("--parts", default=",".join(PARTS), show_default=True, help="Which workloads.")
 @click.option("--depths", default=",".join(map(str, DEPTHS)), show_default=True, help="Commands in flight.")
-@click.option("--directory", type=click.Path(file_okay=False, path_type=Path), help="Where data go [default: temporary].")
-@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write all figures here.")
-@click.option("--charts", "chart_directory", type=click.Path(file_okay=False, path_type=Path), help="Write charts here.")
+@click.option(
+    "--directory",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where data go [default: temporary].",
+)
+@click.option(
+    "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write all figures here."
+)
+@click.option(
+    "--charts", "chart_directory", type=click.Path(file_okay=False, path_type=Path), help="Write charts here."
+)
 def main(
     rounds: int,
     seconds: float,
@@ -297,13 +316,21 @@ def main(
     names, wanted = _known(systems, SYSTEMS, "system"), _known(parts, PARTS, "part")
     absent = missing_of(names)
     if absent:
-        raise click.ClickException("install first: " + "; ".join(absent) + " (or leave it out with --systems)")
+        raise click.ClickException(
+            "install first: " + "; ".join(absent) + " (or leave it out with --systems)"
+        )
     try:
         numbers = [int(depth) for depth in depths.split(",")]
     except ValueError:
         raise click.BadParameter(f"{depths!r} is no list of numbers", param_hint="--depths") from None
     error_console = Console(stderr=True, highlight=False)
-    settings = {"rounds": rounds, "seconds": seconds, "warm_up_s": warm_up, "key_bytes": 16, "value_bytes": 64}
+    settings = {
+        "rounds": rounds,
+        "seconds": seconds,
+        "warm_up_s": warm_up,
+        "key_bytes": 16,
+        "value_bytes": 64,
+    }
     with tempfile.TemporaryDirectory(prefix="paxos-bench-", dir=directory) as place:
         where = machine(Path(place))
         comparison = Comparison(

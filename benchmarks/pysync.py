@@ -1,7 +1,7 @@
 """PySyncObj as a system under test: it is a library, so the load runs inside a member.
 
-    python -m benchmarks.pysync SELF OTHER,OTHER            a node
-    python -m benchmarks.pysync SELF OTHER,OTHER '{task}'   a node that does a task once there is a leader
+python -m benchmarks.pysync SELF OTHER,OTHER            a node
+python -m benchmarks.pysync SELF OTHER,OTHER '{task}'   a node that does a task once there is a leader
 """
 
 from __future__ import annotations

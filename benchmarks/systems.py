@@ -175,7 +175,9 @@ class TwistedPaxos(System):
             return
         found = self._ask("revisions")
         if found != [self._puts] * len(UIDS):
-            raise BenchmarkError(f"twisted_paxos: {self._puts} puts acknowledged, {found} applied on the nodes")
+            raise BenchmarkError(
+                f"twisted_paxos: {self._puts} puts acknowledged, {found} applied on the nodes"
+            )
 
     def fail_over_s(self) -> float | None:
         """See `System`."""

@@ -61,7 +61,7 @@ def requests(loops: int) -> float:
 
 def main() -> None:
     """Each figure is for one batch."""
-    runner = pyperf.Runner(program_args=("-m", "benchmarks.micro.MOD"), metadata={"batch": BATCH})
+    runner = pyperf.Runner(program_args=("-m", "benchmarks.micro.apply"), metadata={"batch": BATCH})
     runner.bench_time_func("apply: opaque values", lambda loops: apply_batches(loops, OpaqueLog(), 1))
     runner.bench_time_func("apply: puts, one key", lambda loops: apply_batches(loops, KeyValueStore(), 1))
     runner.bench_time_func(

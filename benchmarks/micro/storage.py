@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 import pyperf
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from benchmarks.micro.samples import BALLOT, value
@@ -45,20 +46,24 @@ class Appends:
         self._slot += 1
         self._wait(self.storage.write([SaveAccepted(self._slot, BALLOT, self._value)]))
 
-    def _wait(self, done: object) -> None:
-        while not done.called:  # type: ignore[attr-defined]
+    def close(self) -> None:
+        """Close the files."""
+        self._wait(self.storage.close())
+
+    def _wait(self, done: Deferred[None]) -> None:
+        while not done.called:
             self._clock.advance(0)
 
 
 def main() -> None:
     """Each figure is for one record with a batch of puts."""
-    runner = pyperf.Runner(program_args=("-m", "benchmarks.micro.MOD"))
+    runner = pyperf.Runner(program_args=("-m", "benchmarks.micro.storage"))
     runner.bench_func("log: encode record", encode_record, ACCEPTED, 1, 1, 0, 1, 1, b"A", value())
     for sync in (False, True):
         with tempfile.TemporaryDirectory(prefix="paxos-bench-") as place:
             appends = Appends(Path(place), sync)
             runner.bench_func("log: append, synced" if sync else "log: append, not synced", appends.append)
-            appends.storage.close()
+            appends.close()
 
 
 if __name__ == "__main__":

@@ -208,6 +208,18 @@ class LockTests(RecipeCase):
         self.network.run(0.1)
         self.assertEqual([], self.keys("l/"))
 
+    def test_released_before_the_watch_is_there(self) -> None:
+        """A release between the look at the queue and the start of the watch is not missed."""
+        first, second = Lock(self.one, "l"), Lock(self.two, "l")
+        self.take(first)
+        self.network.silent.add(5101)  # No new connection: the watch must wait for one.
+        waiting = second.acquire()
+        self.network.run(0.2)
+        self.finish(first.release(), 0.1)
+        self.assertNoResult(waiting)
+        self.network.silent.clear()
+        self.finish(waiting, 1.5)
+
     def test_shared_lease(self) -> None:
         """Two locks can share a lease; it is not revoked with them."""
         lease = self.finish(self.one.lease(10))

@@ -97,7 +97,7 @@ class Bench:
         self._end_s = started_s + self._plan.seconds
         workers = [Deferred.fromCoroutine(self._work()) for _ in range(self._plan.in_flight)]
         await gatherResults(workers, consumeErrors=True)
-        return time.perf_counter() - started_s
+        return max(1e-6, time.perf_counter() - started_s)
 
     async def _work(self) -> None:
         plan = self._plan

@@ -65,6 +65,8 @@ class Bounds(NamedTuple):
         ballots: the highest ballot number.
         crashes: how often each node may crash.
         states: the search ends, incomplete, after so many.
+        learners: every node counts votes; else only the leader that they are for does, and the others
+            learn from it. What the votes in the network choose is checked in any case.
     """
 
     acceptors: int = 3
@@ -73,6 +75,7 @@ class Bounds(NamedTuple):
     ballots: int = 2
     crashes: int = 1
     states: int = STATES_MAX
+    learners: bool = False
 
 
 class Explored(NamedTuple):
@@ -337,8 +340,6 @@ class Explorer:
             except AssertionError as error:
                 violation = str(error) or "an assertion of the core"
                 last = last if isinstance(error, Violation) else here
-                if not isinstance(error, Violation):
-                    import traceback; traceback.print_exc()
         return Explored(
             len(seen),
             self.steps,
@@ -450,6 +451,8 @@ class Explorer:
         if isinstance(message, Nack):
             return 0  # It only ends a leadership, and a message may always be lost.
         to = ("",) if send.to in (EVERYONE, OTHERS) else [uid for uid in send.to if uid != node.uid]
+        if isinstance(message, Accepted) and not self.bounds.learners:
+            to = [message.ballot.uid]
         bits = 0
         for uid in to:
             bits |= self._bit(Envelope(node.uid, node.boot, uid, message))
@@ -549,15 +552,23 @@ def explore(bounds: Bounds | None = None) -> Explored:
 @click.option("--ballots", type=click.IntRange(1, 5), default=2, show_default=True, help="Highest number.")
 @click.option("--crashes", type=click.IntRange(0, 3), default=1, show_default=True, help="Of each node.")
 @click.option("--states", type=click.IntRange(1), default=STATES_MAX, show_default=True, help="At most.")
+@click.option("--learners", is_flag=True, help="Every node counts votes, not only the leader.")
 @click.option("--mutant", default="", help="Plant a bug; see twisted_paxos.testing.mutants.")
 def main(
-    acceptors: int, proposers: int, slots: int, ballots: int, crashes: int, states: int, mutant: str
+    acceptors: int,
+    proposers: int,
+    slots: int,
+    ballots: int,
+    crashes: int,
+    states: int,
+    learners: bool,
+    mutant: str,
 ) -> None:
     """The command line."""
     from twisted_paxos.testing.mutants import planted
 
     console = Console()
-    bounds = Bounds(acceptors, min(proposers, acceptors), slots, ballots, crashes, states)
+    bounds = Bounds(acceptors, min(proposers, acceptors), slots, ballots, crashes, states, learners)
     try:
         with planted(mutant):
             found = explore(bounds)

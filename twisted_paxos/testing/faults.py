@@ -34,6 +34,9 @@ RESTART_S: Final = 0.3
 EFFECTS_MAX: Final = 60
 """A crash between two effects comes within so many of them."""
 
+USURP_S: Final = 0.6
+"""About how long a usurped leader is cut off: long enough for the next one to begin."""
+
 COPIES_MAX: Final = 4
 """Old copies of a directory that are kept."""
 
@@ -93,6 +96,7 @@ class Injector:
             **dict.fromkeys(CLASSES["network"], self._weather_fault),
             **dict.fromkeys(CLASSES["partition"], self._partition),
             **dict.fromkeys(CLASSES["damage"], self._damage),
+            "usurp": self._usurp,
             "kill": self._crash_one,
             "power": self._crash_one,
             "kill_all": self._crash_all,
@@ -321,6 +325,25 @@ class Injector:
         self._tell(f"{fault.kind}: " + ", ".join(f"{a}>{b}" for a, b in pairs))
         self._cut(pairs)
         self._later(2 * fault.seconds, self._join, pairs)
+
+    def _usurp(self, fault: Fault, random: Random) -> None:
+        """Cut off whoever leads, and then whoever leads next: each leaves values behind that few have."""
+        self._usurp_on(random, self.cluster.clock.now_s + 2 * fault.seconds + USURP_S)
+
+    def _usurp_on(self, random: Random, until_s: float) -> None:
+        leaders = self.cluster.leaders()
+        if leaders:
+            hosts = [node.host for node in self.cluster.nodes.values()]
+            victim = self.cluster.nodes[random.choice(leaders)].host
+            others = [host for host in hosts if host != victim]
+            reached = others[random.randrange(len(others))] if len(hosts) > 3 else victim
+            side = {victim, reached}
+            pairs = [(a, b) for a in hosts for b in hosts if (a in side) != (b in side)]
+            self._tell(f"usurp: {victim} reaches {reached} only")
+            self._cut(pairs)
+            self._later(random.uniform(0.5, 1.5) * USURP_S, self._join, pairs)
+        if self.cluster.clock.now_s < until_s:
+            self._later(random.uniform(0.2, 1.2) * USURP_S, self._usurp_on, random, until_s)
 
     def _cut(self, pairs: Sequence[tuple[str, str]]) -> None:
         for pair in pairs:

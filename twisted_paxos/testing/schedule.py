@@ -18,7 +18,7 @@ FAULTY_S: Final = 13.0
 
 CLASSES: Final[dict[str, tuple[str, ...]]] = {
     "network": ("loss", "duplicate", "reorder", "delay", "corrupt", "replay"),
-    "partition": ("split", "oneway", "partial", "isolate", "chain"),
+    "partition": ("split", "oneway", "partial", "isolate", "chain", "usurp"),
     "crash": ("kill", "power", "kill_all", "power_all"),
     "pause": ("pause",),
     "clock": ("clock_rate", "clock_jump"),
