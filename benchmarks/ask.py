@@ -36,19 +36,20 @@ async def ask(reactor: Any, what: str, endpoints: list[str]) -> list[Any]:
 
 def main() -> None:
     """See the module."""
-    from twisted.internet import reactor
+    from twisted.internet import reactor as global_reactor
 
-    reactor.seconds = time.monotonic  # type: ignore[attr-defined]
+    reactor: Any = global_reactor
+    reactor.seconds = time.monotonic
     failures: list[str] = []
 
     def began() -> None:
         asking = Deferred.fromCoroutine(ask(reactor, sys.argv[1], sys.argv[2].split(",")))
         asking.addCallback(lambda answers: sys.stdout.buffer.write(msgspec.json.encode(answers) + b"\n"))
         asking.addErrback(lambda failure: failures.append(failure.getErrorMessage()))
-        asking.addBoth(lambda _: reactor.stop())  # type: ignore[attr-defined]
+        asking.addBoth(lambda _: reactor.stop())
 
-    reactor.callWhenRunning(began)  # type: ignore[attr-defined]
-    reactor.run()  # type: ignore[attr-defined]
+    reactor.callWhenRunning(began)
+    reactor.run()
     if failures:
         raise SystemExit(f"ask: {failures[0]}")
 

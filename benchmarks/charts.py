@@ -73,7 +73,8 @@ def bars(
 
 def _head(title: str, unit: str) -> str:
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" font-family="sans-serif">\n'
+        '<svg xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" '
+        f'viewBox="0 0 {_WIDTH} {_HEIGHT}">\n'
         f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="#ffffff"/>\n'
         + _text(_LEFT, 20, f"{title} ({unit})", "start", 15)
     )
@@ -81,10 +82,7 @@ def _head(title: str, unit: str) -> str:
 
 def _y(value: float, ticks: Sequence[float], logarithmic: bool) -> float:
     low, high = ticks[0], ticks[-1]
-    if logarithmic:
-        share = math.log(value / low) / math.log(high / low)
-    else:
-        share = (value - low) / (high - low)
+    share = math.log(value / low, high / low) if logarithmic else (value - low) / (high - low)
     return _HEIGHT - _BOTTOM - share * (_HEIGHT - _TOP - _BOTTOM)
 
 

@@ -85,6 +85,7 @@ class Comparison:
         parts: which of `PARTS`.
         tasks: the closed loops.
         directory: where data go; the same file system for all.
+        seconds, warm_up_s: for the workloads that are no closed loops.
         say: told what happens, a line at a time.
     """
 
@@ -94,6 +95,8 @@ class Comparison:
         parts: Sequence[str],
         tasks: Sequence[Task],
         directory: Path,
+        seconds: float,
+        warm_up_s: float,
         say: Callable[[str], None],
     ) -> None:
         self.runs: Runs = {}
@@ -101,6 +104,8 @@ class Comparison:
         self._parts = parts
         self._tasks = tasks
         self._directory = directory
+        self._seconds = seconds
+        self._warm_up_s = warm_up_s
         self._say = say
         self._rate_per_s = 0.0
 
@@ -128,7 +133,7 @@ class Comparison:
             system.stop()
 
     def _others(self, system: System, name: str) -> None:
-        if name == THIRD or not self._tasks:
+        if name == THIRD:
             return
         if "latency" in self._parts:
             self._latency(system, name)
@@ -137,7 +142,7 @@ class Comparison:
             self._keep("idle", name, {"cpu_percent": system.idle_cpu_percent(IDLE_S)})
         if "gateway" in self._parts and isinstance(system, Etcd):
             for depth in (1, 64, 512):
-                task = Task(name=f"json-put-{depth}", in_flight=depth, seconds=self._tasks[0].seconds)
+                task = Task(name=f"json-put-{depth}", in_flight=depth, seconds=self._seconds)
                 self._keep(task.name, name, system.gateway(task))
         if "failover" in self._parts:
             seconds = system.fail_over_s()
@@ -147,19 +152,14 @@ class Comparison:
     def _latency(self, system: System, name: str) -> None:
         """Both at the same rate: half of what etcd did at most."""
         if not self._rate_per_s:
-            fastest = max(
-                (
-                    run["rate_per_s"]
-                    for task, by in self.runs.items()
-                    if task.startswith("put-")
-                    for run in by.get(THEIRS, [])
-                ),
-                default=0.0,
-            )
+            puts = [by.get(THEIRS, []) for task, by in self.runs.items() if task.startswith("put-")]
+            fastest = max((run["rate_per_s"] for its in puts for run in its), default=0.0)
             self._rate_per_s = round(LATENCY_SHARE * fastest, -2) or 1_000.0
-        first = self._tasks[0]
         task = Task(
-            name="latency", rate_per_s=self._rate_per_s, seconds=first.seconds, warm_up_s=first.warm_up_s
+            name="latency",
+            rate_per_s=self._rate_per_s,
+            seconds=self._seconds,
+            warm_up_s=self._warm_up_s,
         )
         self._keep(task.name, name, system.run(task))
 
@@ -179,9 +179,8 @@ def summary(runs: Runs) -> list[dict[str, Any]]:
     for task, by in runs.items():
         row: dict[str, Any] = {"workload": task}
         for name, its in by.items():
-            figures = sorted(
-                {key for run in its for key, value in run.items() if isinstance(value, int | float)}
-            )
+            numbers = {key for run in its for key, value in run.items() if isinstance(value, int | float)}
+            figures = sorted(numbers)
             row[name] = {key: median_of(its, key) for key in figures}
         if OURS in by:
             figure = _figure(by[OURS][0])
@@ -279,28 +278,22 @@ def missing_of(names: Iterable[str]) -> list[str]:
     return [command for name in names for command in SYSTEMS[name].missing()]
 
 
+_FILE = click.Path(dir_okay=False, path_type=Path)
+_DIRECTORY = click.Path(file_okay=False, path_type=Path)
+
+
 @click.command()
-@click.option(
-    "--rounds", default=5, show_default=True, type=click.IntRange(1), help="How often each system runs."
-)
+@click.option("--rounds", default=5, show_default=True, type=click.IntRange(1), help="Runs of each system.")
 @click.option("--seconds", default=3.0, show_default=True, help="How long each workload is measured.")
 @click.option("--warm-up", default=1.0, show_default=True, help="Seconds before that.")
 @click.option(
-    "--systems", default=f"{THEIRS},{OURS},{THIRD}", show_default=True, help="Which, and in which order."
+    "--systems", default=f"{THEIRS},{OURS},{THIRD}", show_default=True, help="Which, in this order."
 )
 @click.option("--parts", default=",".join(PARTS), show_default=True, help="Which workloads.")
 @click.option("--depths", default=",".join(map(str, DEPTHS)), show_default=True, help="Commands in flight.")
-@click.option(
-    "--directory",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Where data go [default: temporary].",
-)
-@click.option(
-    "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write all figures here."
-)
-@click.option(
-    "--charts", "chart_directory", type=click.Path(file_okay=False, path_type=Path), help="Write charts here."
-)
+@click.option("--directory", type=_DIRECTORY, help="Where data go [default: temporary].")
+@click.option("--json", "json_file", type=_FILE, help="Write all figures here.")
+@click.option("--charts", "chart_directory", type=_DIRECTORY, help="Write charts here.")
 def main(
     rounds: int,
     seconds: float,
@@ -323,6 +316,7 @@ def main(
         numbers = [int(depth) for depth in depths.split(",")]
     except ValueError:
         raise click.BadParameter(f"{depths!r} is no list of numbers", param_hint="--depths") from None
+    _check_writable(json_file, chart_directory)
     error_console = Console(stderr=True, highlight=False)
     settings = {
         "rounds": rounds,
@@ -334,7 +328,13 @@ def main(
     with tempfile.TemporaryDirectory(prefix="paxos-bench-", dir=directory) as place:
         where = machine(Path(place))
         comparison = Comparison(
-            names, wanted, tasks_of(wanted, numbers, seconds, warm_up), Path(place), error_console.print
+            names,
+            wanted,
+            tasks_of(wanted, numbers, seconds, warm_up),
+            Path(place),
+            seconds,
+            warm_up,
+            error_console.print,
         )
         try:
             comparison.rounds(rounds)
@@ -350,6 +350,17 @@ def main(
         "runs": comparison.runs,
     }
     _publish(report, names, json_file, chart_directory)
+
+
+def _check_writable(json_file: Path | None, chart_directory: Path | None) -> None:
+    """Before the hour of measuring, not after it."""
+    try:
+        if json_file is not None:
+            json_file.touch()
+        if chart_directory is not None:
+            chart_directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise click.ClickException(f"cannot write {error.filename}: {error.strerror}") from None
 
 
 def _known(text: str, known: Iterable[str], what: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""etcd as a system under test: three members with default settings, loaded by h2load (gRPC) and wrk (JSON)."""
+"""etcd as a system under test: three members with default settings, loaded by h2load and wrk."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import re
 import shutil
 import urllib.error
 import urllib.request
-from pathlib import Path
 from typing import Any
 
 from benchmarks import grpc

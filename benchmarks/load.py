@@ -217,9 +217,10 @@ async def run(reactor: Any, workload: Workload) -> dict[str, Any]:
 
 def main() -> None:
     """The workload is the one argument, as JSON."""
-    from twisted.internet import reactor
+    from twisted.internet import reactor as global_reactor
 
-    reactor.seconds = time.monotonic  # type: ignore[attr-defined]
+    reactor: Any = global_reactor
+    reactor.seconds = time.monotonic
     try:
         workload = msgspec.json.decode(sys.argv[1], type=Workload)
     except (IndexError, msgspec.DecodeError) as error:
@@ -230,14 +231,14 @@ def main() -> None:
         running = Deferred.fromCoroutine(run(reactor, workload))
         running.addCallback(lambda figures: sys.stdout.buffer.write(msgspec.json.encode(figures) + b"\n"))
         running.addErrback(failed)
-        running.addBoth(lambda _: reactor.stop())  # type: ignore[attr-defined]
+        running.addBoth(lambda _: reactor.stop())
 
     def failed(failure: Any) -> None:
         expected = failure.check(PaxosError)
         failures.append(failure.getErrorMessage() if expected else failure.getTraceback())
 
-    reactor.callWhenRunning(began)  # type: ignore[attr-defined]
-    reactor.run()  # type: ignore[attr-defined]
+    reactor.callWhenRunning(began)
+    reactor.run()
     if failures:
         raise SystemExit(f"load: {failures[0]}")
 

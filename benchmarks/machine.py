@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import re
@@ -103,8 +104,11 @@ def _spread(took: list[float]) -> dict[str, float]:
 
 
 def cpu_s(pid: int) -> float:
-    """CPU time that all threads of a process have used, in seconds (Linux)."""
+    """CPU time that all threads of a process have used, in seconds; not a number where there is no /proc."""
+    tasks = Path(f"/proc/{pid}/task")
+    if not tasks.is_dir():
+        return math.nan
     total_ns = 0
-    for task in Path(f"/proc/{pid}/task").iterdir():
+    for task in tasks.iterdir():
         total_ns += int((task / "schedstat").read_text().split()[0])
     return total_ns / 1e9

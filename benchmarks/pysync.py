@@ -66,15 +66,15 @@ class PySyncObj(System):
 
 def node(address: str, others: list[str]) -> Any:
     """A member with a dictionary that counts its puts."""
-    from pysyncobj import SyncObj, SyncObjConf, replicated
+    from pysyncobj import SyncObj, SyncObjConf, replicated  # type: ignore[import-untyped]
 
-    class Store(SyncObj):  # type: ignore[misc]
+    class Store(SyncObj):
         def __init__(self) -> None:
             super().__init__(address, others, SyncObjConf())
             self.values: dict[bytes, bytes] = {}
             self.puts = 0
 
-        @replicated  # type: ignore[untyped-decorator]
+        @replicated
         def put(self, key: bytes, value: bytes) -> None:
             self.values[key] = value
             self.puts += 1

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
 import shutil
+import subprocess
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ def longest_gap(times_s: Sequence[float], killed_s: float) -> float:
     if not before or not after:
         raise BenchmarkError("no acknowledged write before the leader was killed, or none after it")
     points = [killed_s, *after]
-    gaps = [(later - earlier, later) for earlier, later in zip(points, points[1:], strict=False)]
+    gaps = [(later - earlier, later) for earlier, later in pairwise(points)]
     return max(gaps)[1] - killed_s
 
 

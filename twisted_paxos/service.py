@@ -20,6 +20,7 @@ from twisted_paxos.node import PersistentPaxosNode
 from twisted_paxos.protocols.clientport import ClientPort
 from twisted_paxos.snapshots import Policy
 from twisted_paxos.statemachine.kv import KeyValueStore
+from twisted_paxos.statemachine.machine import IStateMachine
 from twisted_paxos.storage.providers import find_provider
 
 log = Logger()
@@ -40,6 +41,7 @@ class NodeService(Service):
         durable: False for storage that a restart forgets.
         entropy: gives random words for incarnation and start.
         random: gives numbers in [0, 1), for jitter.
+        machine: makes an empty state machine; each start of the node takes a new one.
 
     Attributes:
         node: the present one.
@@ -54,6 +56,7 @@ class NodeService(Service):
         durable: bool,
         entropy: Callable[[], str],
         random: Callable[[], float],
+        machine: Callable[[], IStateMachine] = KeyValueStore,
     ) -> None:
         self.failed: Deferred[None] = Deferred()
         self._reactor = reactor
@@ -62,6 +65,7 @@ class NodeService(Service):
         self._durable = durable
         self._entropy = entropy
         self._random = random
+        self._machine = machine
         self._listening: Any = None
         self._reviving: Deferred[None] | None = None
         self._make()
@@ -76,7 +80,7 @@ class NodeService(Service):
             self._random,
             self._fail,
             self._lost,
-            KeyValueStore(),
+            self._machine(),
             Policy(self._config.snapshot_slots, self._config.snapshot_log_mb << 20),
         )
         self._client_port = ClientPort(self.node, self._reactor, self.node.cluster)
@@ -143,8 +147,15 @@ class NodeService(Service):
             self._fail(failure.getErrorMessage())
 
 
-def build_service(reactor: Any, config: NodeConfig) -> IService:
+def build_service(
+    reactor: Any, config: NodeConfig, machine: Callable[[], IStateMachine] = KeyValueStore
+) -> IService:
     """Everything that one node needs, not yet started; touches no file and no port.
+
+    Args:
+        reactor: everything runs on it.
+        config: the node's.
+        machine: makes an empty state machine of your own; all members of a cluster have the same one.
 
     Raises:
         ConfigError: the storage cannot be understood.
@@ -157,4 +168,5 @@ def build_service(reactor: Any, config: NodeConfig) -> IService:
         provider.durable,
         lambda: secrets.token_hex(INCARNATION_BYTES),
         random.random,
+        machine,
     )

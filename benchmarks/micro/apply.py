@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-import pyperf
+import pyperf  # type: ignore[import-untyped]
 
 from benchmarks.micro.samples import BATCH, CLIENT, puts
 from twisted_paxos.core.messages import Command, Value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-import pyperf
+import pyperf  # type: ignore[import-untyped]
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 

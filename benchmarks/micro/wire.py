@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pyperf
+import pyperf  # type: ignore[import-untyped]
 
 from benchmarks.micro.samples import BATCH, SENDER, accept, puts, value
 from twisted_paxos.core.messages import decode_value, encode_value

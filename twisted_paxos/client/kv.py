@@ -64,7 +64,7 @@ from twisted_paxos.statemachine.kvcommands import (
 from twisted_paxos.statemachine.watches import WatchRequest
 
 if TYPE_CHECKING:
-    from twisted_paxos.client.session import Client
+    from twisted_paxos.client.client import Client
     from twisted_paxos.client.watches import Watch
 
 _decode_ids = msgspec.json.Decoder(list[int]).decode

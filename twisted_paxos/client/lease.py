@@ -20,7 +20,7 @@ from twisted_paxos.errors import KeyValueError, LeaseLost, PaxosError
 from twisted_paxos.statemachine.kvcommands import LEASE_NOT_FOUND, LeaseKeepAliveResult
 
 if TYPE_CHECKING:
-    from twisted_paxos.client.session import Client
+    from twisted_paxos.client.client import Client
 
 log = Logger()
 

@@ -1,4 +1,4 @@
-"""`Client`: proposes commands through whichever node answers, each of them applied once.
+"""`Session`: commands and questions through whichever node answers; each command is applied once.
 
 A client has one session, registered through the log, and numbers its commands from 1
 (`twisted_paxos.client.pending`). Here is what moves them: the connection, which changes to the
@@ -11,15 +11,13 @@ one turn share frames, the results of a frame are handled in one loop.
 from __future__ import annotations
 
 import random
-import time
 from collections import deque
-from collections.abc import AsyncIterable, Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from msgspec import Raw
-from twisted.internet.base import ReactorBase
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure as TwistedFailure
@@ -27,34 +25,24 @@ from twisted.python.failure import Failure as TwistedFailure
 from twisted_paxos.client.connection import (
     CONNECT_TIMEOUT_S,
     ClientConnection,
-    ask_status,
     backoff_s,
     open_connection,
 )
-from twisted_paxos.client.kv import KeyValues
-from twisted_paxos.client.lease import Lease
 from twisted_paxos.client.liveness import Liveness
-from twisted_paxos.client.logreader import LogReader
-from twisted_paxos.client.payloads import encode_value
 from twisted_paxos.client.pending import WINDOW_COMMANDS, Outcome, Pending, Proposal
 from twisted_paxos.client.queries import Queries
-from twisted_paxos.client.stream import ProposalStream
-from twisted_paxos.client.watches import Watch, Watches
+from twisted_paxos.client.watches import Watches
 from twisted_paxos.core import limits
 from twisted_paxos.core.messages import Command
 from twisted_paxos.errors import (
     ConfigError,
-    OutcomeUnknown,
-    PaxosError,
     Unavailable,
     ValueTooLarge,
 )
 from twisted_paxos.statemachine.commands import (
     OPEN_SESSION,
-    NodeStatus,
     Result,
 )
-from twisted_paxos.statemachine.watches import WatchRequest
 from twisted_paxos.wire.client import Answer, Failure, GetStatus, Response, Results, StatusReply, Submit
 
 log = Logger()
@@ -78,38 +66,12 @@ OPEN_SESSION_SEQUENCE: Final = 0
 """The sequence number of the command that registers a session."""
 
 
-def connect(
-    reactor: Any,
-    endpoints: Sequence[str],
-    *,
-    rng: random.Random | None = None,
-    window: int = WINDOW_COMMANDS,
-    timeout_s: float = TIMEOUT_S,
-) -> Deferred[Client]:
-    """A `Client`, once one of ``endpoints`` has answered; each is tried once, in their order.
-
-    Args:
-        reactor: for connections and time.
-        endpoints: ``host:port``, ``[v6]:port`` or Twisted client endpoint strings.
-        rng: for the session's id and jitter.
-        window: commands in flight at once.
-        timeout_s: how long a propose waits for its result by default.
-
-    Fails with:
-        Unavailable: none answered.
-        ConfigError: an endpoint cannot be understood.
-    """
-    client = Client(reactor, endpoints, rng=rng, window=window, timeout_s=timeout_s)
-    return Deferred.fromCoroutine(client._first_connection())
-
-
-class Client:
-    """A session with the cluster; made by `connect`, whose arguments it takes.
+class Session:
+    """The moving parts of a `Client`, which has the methods that users call.
 
     Attributes:
         reactor: as given.
         endpoint: where it is connected to, or was last.
-        kv: the key-value store.
     """
 
     def __init__(
@@ -145,11 +107,8 @@ class Client:
         self._liveness = Liveness(reactor, self._ping, self._leave)
         self._queries = Queries(reactor, self._next_request_id, self._flush_soon, lambda: self._why)
         self._watches = Watches(reactor, self._in_turn, self._rng)
-        self.kv = KeyValues(self)
         self._room_waiters: list[Deferred[None]] = []
         self._timers: dict[str, IDelayedCall] = {}
-
-    # -- what users call -----------------------------------------------------------------
 
     @property
     def session_id(self) -> str:
@@ -160,135 +119,6 @@ class Client:
     def in_flight(self) -> int:
         """Commands sent whose result has not come back."""
         return self._pending.in_flight
-
-    def propose(self, value: str | bytes, timeout_s: float | None = None) -> Deferred[Result]:
-        """Have ``value`` chosen and applied; fires with where it is in the log.
-
-        Cancelling it before it was sent fails with `CancelledError`; after that with
-        `OutcomeUnknown`, because it may be chosen all the same.
-
-        Fails with:
-            ValueTooLarge: it is larger than ``limits.VALUE_MAX_BYTES``.
-            Overloaded: too much waits here already, or the nodes refused it until the timeout.
-            OutcomeUnknown: it was sent, and no result came within ``timeout_s`` seconds.
-            Unavailable: within that time it could not even be sent.
-            SessionExpired: the cluster forgot this session while the command was under way.
-        """
-        try:
-            return self.command(encode_value(value), timeout_s)
-        except ValueTooLarge as error:
-            return fail(error)
-
-    def command(self, payload: Raw, timeout_s: float | None = None) -> Deferred[Result]:
-        """`propose` for the JSON of any command; the result's ``data`` is what the state machine returned."""
-        done: Deferred[Result] = Deferred(lambda _: cancelled())
-
-        def cancelled() -> None:
-            if self._pending.abandon(proposal):
-                proposal.end(OutcomeUnknown("cancelled after it was sent; it may be chosen all the same"))
-
-        def finish(outcome: Outcome) -> None:
-            if isinstance(outcome, Result):
-                done.callback(outcome)
-            else:
-                done.errback(outcome)
-
-        try:
-            proposal = self._add(payload, timeout_s, finish)
-        except PaxosError:
-            done.errback()
-        return done
-
-    def _add(self, payload: Raw, timeout_s: float | None, finish: Callable[[Outcome], None]) -> Proposal:
-        if self._closed:
-            raise Unavailable("the client is closed")
-        if len(payload) > limits.PAYLOAD_MAX_BYTES:
-            raise ValueTooLarge(f"a command of {len(payload):,} bytes is over {limits.PAYLOAD_MAX_BYTES:,}")
-        proposal = self._pending.add(payload, self._deadline_s(timeout_s), finish)
-        self._flush_soon()
-        return proposal
-
-    def query(
-        self, payload: Raw, serializable: bool = False, timeout_s: float | None = None
-    ) -> Deferred[Raw]:
-        """Ask the state machine a question; fires with its answer.
-
-        Args:
-            payload: the question, as the state machine takes it.
-            serializable: from what the connected node has applied, which may be old; else the answer has
-                everything that was acknowledged to anybody before this call.
-
-        Fails with:
-            Unavailable: no answer within ``timeout_s`` seconds.
-            Overloaded: too many questions wait here already.
-            ValueTooLarge: the answer is; ask for less at a time.
-        """
-        if self._closed:
-            return fail(Unavailable("the client is closed"))
-        return self._queries.ask(payload, serializable, self._timeout_s if timeout_s is None else timeout_s)
-
-    def start_watch(self, request: WatchRequest, seen_revision: int = 0) -> Watch:
-        """Watch; `KeyValues.watch` is the comfortable way.
-
-        Args:
-            request: what to watch.
-            seen_revision: one from the present on begins behind this, also at a node that is not as far.
-        """
-        return self._watches.add(request, seen_revision)
-
-    def lease(self, ttl_s: int, timeout_s: float | None = None) -> Deferred[Lease]:
-        """Open a lease of ``ttl_s`` seconds that keeps itself alive; see `Lease.grant`."""
-        return Deferred.fromCoroutine(Lease.grant(self, ttl_s, timeout_s))
-
-    def monotonic_s(self) -> float:
-        """Seconds on a clock that no one sets: a reactor's own may be the wall clock."""
-        wall = isinstance(self.reactor, ReactorBase) and "seconds" not in vars(self.reactor)
-        return time.monotonic() if wall else self.reactor.seconds()
-
-    def unique_id(self) -> str:
-        """16 hexadecimal digits that nobody else has."""
-        return self._random_id()
-
-    def propose_many(
-        self,
-        values: Iterable[str | bytes] | AsyncIterable[str | bytes],
-        on_outcome: Callable[[int, Outcome], None],
-        timeout_s: float | None = None,
-    ) -> Deferred[int]:
-        """Propose every value, as many in flight as the window takes; memory stays bounded.
-
-        ``values`` is asked for the next one only when there is room, so it may be endless.
-
-        Args:
-            values: what to propose; an error that it raises ends the run.
-            on_outcome: called with the value's number, from 0, and its `Result` or the error
-                that `propose` would have failed with; in the order of results.
-            timeout_s: for each value, from when it was taken.
-
-        Fires with the number of values, once each has its outcome. Cancelling it, or an error in
-        ``on_outcome``, ends it at once; what was sent may be chosen all the same.
-        """
-
-        def add(value: str | bytes, finish: Callable[[Outcome], None]) -> None:
-            self._add(encode_value(value), timeout_s, finish)
-
-        return Deferred.fromCoroutine(ProposalStream(add, self._wait_for_room, on_outcome).run(values))
-
-    def status(self) -> Deferred[NodeStatus]:
-        """The status of the node that this client uses or, when it does not answer, of the next that does.
-
-        Fails with:
-            Unavailable: none answered.
-        """
-        return Deferred.fromCoroutine(self._status())
-
-    def read_log(self, from_slot: int = 1, follow: bool = False) -> LogReader:
-        """An async iterator over the chosen entries from ``from_slot`` on, none left out.
-
-        Ends at the last entry of the moment; with ``follow`` it waits for more instead. It has its
-        own connection, goes on with another node when one fails, and is ended by its ``close()``.
-        """
-        return LogReader(self.reactor, self._in_turn(), from_slot, follow, self._rng)
 
     def close(self) -> Deferred[None]:
         """Disconnect; what has no result yet fails at once (`OutcomeUnknown` if it was sent)."""
@@ -308,14 +138,14 @@ class Client:
         self._give_room()
         return succeed(None)
 
-    async def _status(self) -> NodeStatus:
-        problems = []
-        for endpoint in self._in_turn():
-            try:
-                return await ask_status(self.reactor, endpoint)
-            except Unavailable as error:
-                problems.append(str(error))
-        raise Unavailable(_nobody("; ".join(problems)))
+    def _add(self, payload: Raw, timeout_s: float | None, finish: Callable[[Outcome], None]) -> Proposal:
+        if self._closed:
+            raise Unavailable("the client is closed")
+        if len(payload) > limits.PAYLOAD_MAX_BYTES:
+            raise ValueTooLarge(f"a command of {len(payload):,} bytes is over {limits.PAYLOAD_MAX_BYTES:,}")
+        proposal = self._pending.add(payload, self._deadline_s(timeout_s), finish)
+        self._flush_soon()
+        return proposal
 
     def _in_turn(self) -> list[str]:
         """The endpoints, from the one in use on."""
@@ -362,7 +192,7 @@ class Client:
 
     # -- the connection ------------------------------------------------------------------------
 
-    async def _first_connection(self) -> Client:
+    async def _first_connection(self) -> Self:
         problems = []
         for _ in self._endpoints:
             await self._try_next()
@@ -370,7 +200,7 @@ class Client:
                 return self
             problems.append(self._why)
         self.close()
-        raise Unavailable(_nobody("; ".join(problems)))
+        raise Unavailable(nobody("; ".join(problems)))
 
     async def _try_next(self) -> None:
         """Try the next endpoint; afterwards there is a connection, or ``_why`` says why not."""
@@ -613,5 +443,6 @@ class Client:
         return f"{self._rng.getrandbits(64):016x}"
 
 
-def _nobody(problems: str) -> str:
+def nobody(problems: str) -> str:
+    """What is told when no node answers."""
     return f"no node answers ({problems}); start them with: twistd -n paxos --id A"

@@ -18,7 +18,7 @@ from twisted.internet.threads import deferToThreadPool
 from twisted_paxos.client import NodeStatus, SlotEntry, connect
 from twisted_paxos.testing.chaos_history import ChaosFailed, History
 from twisted_paxos.testing.chaos_network import ChaosError, Network, inside, run
-from twisted_paxos.testing.nodes import ClusterProcesses, NodeProcess, poll
+from twisted_paxos.testing.nodes import KEEP_LOG, ClusterProcesses, NodeProcess, poll
 
 PEER_PORT: Final = 5000
 CLIENT_PORT: Final = 5100
@@ -26,6 +26,9 @@ CLIENT_PORT: Final = 5100
 
 SETTLE_S: Final = 30.0
 """How long all nodes may take to agree again after a fault."""
+
+LOG_S: Final = 120.0
+"""How long one node may take to give the part of its log that is new; it can be hundreds of MB."""
 
 FIFREEZE: Final = 0xC0045877
 FITHAW: Final = 0xC0045878
@@ -129,7 +132,7 @@ class ChaosCluster(ClusterProcesses):
         peers = [f"--peer={uid}={address}:{PEER_PORT}" for uid, address in network.addresses.items()]
         for uid, address in network.addresses.items():
             self.disks[uid] = Disk(directory / uid, disk)
-            options = [*peers, "--storage", f"file:{directory / uid / 'data'}", "--quiet"]
+            options = [*peers, "--storage", f"file:{directory / uid / 'data'}", "--quiet", *KEEP_LOG]
             endpoint = f"{address}:{CLIENT_PORT}"
             self.nodes[uid] = NodeProcess(reactor, uid, options, directory, endpoint, inside(uid))
 
@@ -183,11 +186,11 @@ class ChaosCluster(ClusterProcesses):
         return True if len({status.applied for status in statuses}) == 1 else None
 
     async def _read_log(self, node: NodeProcess) -> list[SlotEntry]:
-        reading = Deferred.fromCoroutine(self._entries(node)).addTimeout(SETTLE_S, self._reactor)
+        reading = Deferred.fromCoroutine(self._entries(node)).addTimeout(LOG_S, self._reactor)
         try:
             return await reading
         except DeferredTimeout:
-            raise ChaosFailed(f"node {node.uid} did not give its log within {SETTLE_S:g} s") from None
+            raise ChaosFailed(f"node {node.uid} did not give its log within {LOG_S:g} s") from None
 
     async def _entries(self, node: NodeProcess) -> list[SlotEntry]:
         client = await connect(self._reactor, [node.endpoint])

@@ -55,6 +55,9 @@ NOW_S: Final = 0.0
 """Time stands still: nothing that is explored depends on it."""
 
 
+TAKES_OVER: Final = " takes over"
+
+
 class Bounds(NamedTuple):
     """How far the search goes.
 
@@ -62,8 +65,8 @@ class Bounds(NamedTuple):
         acceptors: how many nodes, each with an acceptor and a learner.
         proposers: how many of them propose as well.
         slots: no more slots are proposed.
-        ballots: the highest ballot number.
-        crashes: how often each node may crash.
+        ballots: how many take-overs there are, all together, each with its own ballot.
+        crashes: how often nodes crash, all together.
         states: the search ends, incomplete, after so many.
         learners: every node counts votes; else only the leader that they are for does, and the others
             learn from it. What the votes in the network choose is checked in any case.
@@ -71,9 +74,9 @@ class Bounds(NamedTuple):
 
     acceptors: int = 3
     proposers: int = 2
-    slots: int = 2
-    ballots: int = 2
-    crashes: int = 1
+    slots: int = 1
+    ballots: int = 3
+    crashes: int = 0
     states: int = STATES_MAX
     learners: bool = False
 
@@ -105,16 +108,23 @@ class Claim(NamedTuple):
 
 
 class Envelope(NamedTuple):
-    """A message in the network; ``to`` is empty for everybody."""
+    """A message in the network.
+
+    Attributes:
+        sender: who sent it.
+        to: who may take it; empty for everybody.
+        message: what it says.
+        votes: with an Accepted: (slot, ballot, value) of each vote that it reports, for the checks.
+    """
 
     sender: str
-    boot: int
     to: str
     message: Any
+    votes: tuple[tuple[int, ProposalID, bytes], ...] = ()
 
 
 State: TypeAlias = tuple[int, ...]
-"""The numbers of the nodes' states, and the set of messages as bits."""
+"""The numbers of the nodes' states, how many take-overs and crashes there were, and the messages as bits."""
 
 
 def _copied(value: Any) -> Any:
@@ -145,7 +155,6 @@ class Node:
 
     def __init__(self, uid: str, voters: tuple[str, ...], proposes: bool) -> None:
         self.uid = uid
-        self.boot = 1
         self.proposes = proposes
         self.membership = Membership(voters, {voter: voter for voter in voters})
         self.promised = NO_BALLOT
@@ -189,7 +198,6 @@ class Node:
             for ballot, voters in ballots.items()
         )
         return (
-            self.boot,
             self.promised,
             self.acceptor.promised,
             tuple(sorted((slot, entry.ballot, bytes(entry.value)) for slot, entry in self.stored.items())),
@@ -222,7 +230,15 @@ class Node:
     # -- steps
 
     def receive(self, sender: Sender, message: Any) -> Effects:
-        """Take a message, as `Replica` does."""
+        """Take a message, as `Replica` does; a new leader proposes in the first free slot at once."""
+        led = self.proposer.leading
+        effects = self._receive(sender, message)
+        effects.add(self.proposer.advance(NOW_S))
+        if self.proposer.leading and not led and self.proposer._next_slot == 1:
+            effects.add(self.propose())
+        return effects
+
+    def _receive(self, sender: Sender, message: Any) -> Effects:
         if isinstance(message, Prepare):
             effects = self.acceptor.on_prepare(sender, message)
             if self.acceptor.promised == message.ballot:
@@ -246,7 +262,6 @@ class Node:
             for entry in message.entries:
                 self._give_way(sender, entry.ballot)
             effects = self.learner.on_chosen(sender, message, NOW_S)
-        effects.add(self.proposer.advance(NOW_S))
         return effects
 
     def _give_way(self, sender: Sender, ballot: ProposalID) -> None:
@@ -271,7 +286,6 @@ class Node:
 
     def crash(self, noted: bool) -> None:
         """Stop, and start again with what is stored; how far slots are chosen may not be noted yet."""
-        self.boot += 1
         # What is learnt is stored in order: every slot up to the highest one is chosen.
         upto = self.log.chosen_upto if noted else self.learnt_upto
         self._make_roles(upto)
@@ -312,6 +326,8 @@ class Explorer:
         self._message_numbers: dict[Any, int] = {}
         self._deliveries: dict[tuple[int, int], tuple[int, int]] = {}
         self._choices: dict[int, list[tuple[str, int, int]]] = {}
+        self._dead: dict[int, tuple[int, int]] = {}
+        self._crashed: dict[int, list[tuple[str, int, int]]] = {}
         self._accepted_bits = 0
         self._votes: dict[int, str] = {}
         self.steps = 0
@@ -319,7 +335,7 @@ class Explorer:
     def run(self) -> Explored:
         """Search."""
         started_s = monotonic()
-        start = (*(self._number(self._new_node(uid)) for uid in self.voters), 0)
+        start = (*(self._number(self._new_node(uid)) for uid in self.voters), 0, 0, 0)
         seen: dict[State, int] = {start: 0}
         queue: deque[State] = deque([start])
         self._parents, self._actions = array("q", [-1]), ["start"]
@@ -328,8 +344,9 @@ class Explorer:
             state = queue.popleft()
             here = seen[state]
             try:
-                for action, following in self._steps(state):
+                for action, grown in self._steps(state):
                     self.steps += 1
+                    following = self._without_dead(grown)
                     if following in seen:
                         continue
                     last = seen[following] = len(seen)
@@ -362,10 +379,16 @@ class Explorer:
     # -- steps
 
     def _steps(self, state: State) -> Iterator[tuple[str, State]]:
-        *numbers, network = state
+        *numbers, ballots, crashes, network = state
         for place, number in enumerate(numbers):
+            before, after = numbers[:place], numbers[place + 1 :]
             for action, changed, sent in self._own_steps(number):
-                yield action, (*numbers[:place], changed, *numbers[place + 1 :], network | sent)
+                taken = ballots + action.endswith(TAKES_OVER)
+                if taken <= self.bounds.ballots:
+                    yield action, (*before, changed, *after, taken, crashes, network | sent)
+            if crashes < self.bounds.crashes:
+                for action, changed, sent in self._crashes(number):
+                    yield action, (*before, changed, *after, ballots, crashes + 1, network | sent)
             uid = self.voters[place]
             rest, bit = network, 0
             while rest:
@@ -377,42 +400,65 @@ class Explorer:
                     continue
                 changed, sent = self._deliver(number, bit)
                 if changed != number or sent & ~network:
-                    following = (*numbers[:place], changed, *numbers[place + 1 :], network | sent)
+                    following = (*before, changed, *after, ballots, crashes, network | sent)
                     yield f"{uid} takes {show(envelope)}", following
+
+    def _without_dead(self, state: State) -> State:
+        """The same state without the messages that are dead to every node; votes stay, for the checks."""
+        dead = -1
+        for number in state[:-3]:
+            dead &= self._dead_to(number)
+        return (*state[:-1], state[-1] & ~(dead & ~self._accepted_bits))
+
+    def _dead_to(self, number: int) -> int:
+        known, dead = self._dead.get(number, (0, 0))
+        if known < len(self._messages):
+            node = self._nodes[number]
+            for bit in range(known, len(self._messages)):
+                dead |= is_dead(node, self._messages[bit]) << bit
+            self._dead[number] = (len(self._messages), dead)
+        return dead
 
     def _deliver(self, number: int, bit: int) -> tuple[int, int]:
         known = self._deliveries.get((number, bit))
         if known is None:
             envelope = self._messages[bit]
             node = self._nodes[number].clone()
-            sender = Sender(envelope.sender, envelope.sender, envelope.boot, "")
+            sender = _sender(envelope.sender)
             upto = node.log.chosen_upto
             known = self._after(node, node.receive(sender, envelope.message), upto)
             self._deliveries[number, bit] = known
         return known
 
     def _own_steps(self, number: int) -> list[tuple[str, int, int]]:
-        """What a node may do without a message: take over, propose, crash."""
+        """What a node may do without a message: take over, propose."""
         known = self._choices.get(number)
         if known is None:
             known = self._choices[number] = list(self._make_own_steps(self._nodes[number]))
         return known
 
     def _make_own_steps(self, node: Node) -> Iterator[tuple[str, int, int]]:
-        above = max(node.acceptor.promised, node.proposer.ballot)
         upto = node.log.chosen_upto
-        if node.proposes and above.number < self.bounds.ballots:
+        if node.proposes:
             new = node.clone()
-            yield f"{node.uid} takes over", *self._after(new, new.take_over(), upto)
+            yield f"{node.uid}{TAKES_OVER}", *self._after(new, new.take_over(), upto)
         if node.proposer.leading and node.proposer._next_slot <= self.bounds.slots:
             new = node.clone()
             yield f"{node.uid} proposes", *self._after(new, new.propose(), upto)
-        if node.boot <= self.bounds.crashes:
+
+    def _crashes(self, number: int) -> list[tuple[str, int, int]]:
+        """A crash, if it makes a difference."""
+        known = self._crashed.get(number)
+        if known is None:
+            known = self._crashed[number] = []
+            node = self._nodes[number]
             for noted in (True, False) if node.chosen else (True,):
                 new = node.clone()
                 new.crash(noted)
-                how = "" if noted else ", nothing noted"
-                yield f"{node.uid} crashes{how}", *self._after(new, Effects(), upto)
+                changed, sent = self._after(new, Effects(), node.log.chosen_upto)
+                if changed != number:
+                    known.append((f"{node.uid} crashes{'' if noted else ', nothing noted'}", changed, sent))
+        return known
 
     def _after(self, node: Node, effects: Effects, chosen_upto: int) -> tuple[int, int]:
         """Persist and send; returns the number of the node's state, and what was sent as bits.
@@ -421,7 +467,7 @@ class Explorer:
         """
         sent = 0
         to_self: deque[Any] = deque()
-        me = Sender(node.uid, node.uid, node.boot, "")
+        me = _sender(node.uid)
         while True:
             node.persist(effects)
             for send in (*effects.sends, *effects.replies):
@@ -455,11 +501,11 @@ class Explorer:
             to = [message.ballot.uid]
         bits = 0
         for uid in to:
-            bits |= self._bit(Envelope(node.uid, node.boot, uid, message))
+            bits |= self._bit(Envelope(node.uid, uid, message, _votes(node, message)))
         return bits
 
     def _bit(self, envelope: Envelope) -> int:
-        key = (*envelope[:3], show(envelope))
+        key = (*envelope[:2], show(envelope), envelope.votes)
         number = self._message_numbers.get(key)
         if number is None:
             number = self._message_numbers[key] = len(self._messages)
@@ -480,37 +526,56 @@ class Explorer:
 
     def _check(self, state: State) -> None:
         """Agreement: between the nodes, and with what the votes in the network chose."""
-        logs = [self._nodes[number].chosen for number in state[:-1]]
+        logs = [self._nodes[number].chosen for number in state[:-3]]
         longest = max(logs, key=len)
         for log in logs:
             if log != longest[: len(log)]:
                 raise Violation(f"two logs: {log} and {longest}")
         votes = state[-1] & self._accepted_bits
         if votes not in self._votes:
-            self._votes[votes] = self._count(votes, state[-1])
+            self._votes[votes] = self._count(votes)
         if self._votes[votes]:
             raise Violation(self._votes[votes])
 
-    def _count(self, votes: int, network: int) -> str:
+    def _count(self, votes: int) -> str:
         """What is wrong with a set of votes; empty when nothing is."""
-        voters: dict[tuple[int, ProposalID], set[str]] = {}
-        values: dict[tuple[int, ProposalID], bytes] = {}
+        voters: dict[tuple[int, ProposalID, bytes], set[str]] = {}
         for number, envelope in enumerate(self._messages):
-            message = envelope.message
             if votes >> number & 1:
-                for slot in message.slots:
-                    voters.setdefault((slot, message.ballot), set()).add(envelope.sender)
-            elif network >> number & 1 and isinstance(message, Accept):
-                value = values.setdefault((message.slot, message.ballot), bytes(message.value))
-                if value != bytes(message.value):
-                    return f"two values proposed in slot {message.slot} at {message.ballot}"
+                for vote in envelope.votes:
+                    voters.setdefault(vote, set()).add(envelope.sender)
         chosen: dict[int, bytes] = {}
-        for (slot, ballot), its in sorted(voters.items()):
-            if len(its) * 2 <= len(self.voters) or (slot, ballot) not in values:
-                continue
-            if chosen.setdefault(slot, values[slot, ballot]) != values[slot, ballot]:
+        for (slot, ballot, value), its in sorted(voters.items()):
+            if len(its) * 2 > len(self.voters) and chosen.setdefault(slot, value) != value:
                 return f"two values chosen in slot {slot}, the second at {ballot}"
         return ""
+
+
+def _votes(node: Node, message: Any) -> tuple[tuple[int, ProposalID, bytes], ...]:
+    if not isinstance(message, Accepted):
+        return ()
+    held = [(slot, node.stored[slot]) for slot in message.slots if slot in node.stored]
+    return tuple((slot, message.ballot, bytes(entry.value)) for slot, entry in held)
+
+
+def is_dead(node: Node, envelope: Envelope) -> bool:
+    """Whether a message can make no difference to a node any more, whatever comes."""
+    message = envelope.message
+    if envelope.sender == node.uid or envelope.to not in ("", node.uid):
+        return True
+    if isinstance(message, Promise):
+        return message.ballot != node.proposer.ballot or node.proposer.phase is not Phase.PREPARING
+    if isinstance(message, Prepare):
+        return message.ballot < node.acceptor.promised
+    if isinstance(message, Accept):
+        return message.ballot < node.acceptor.promised and message.chosen_upto == 0
+    if isinstance(message, Accepted):
+        return message.ballot < node.proposer.ballot
+    return False
+
+
+def _sender(uid: str) -> Sender:
+    return Sender(uid, uid, 1, "")
 
 
 def _rest(message: Promise) -> tuple[Any, ...]:
@@ -522,7 +587,9 @@ def show(envelope: Envelope) -> str:
     message = envelope.message
     if isinstance(message, Accept):
         commands = [bytes(c.payload).decode() for c in decode_value(message.value).commands] or ["no-op"]
-        what = f"Accept {message.ballot} slot {message.slot} {' '.join(commands)} chosen {message.chosen_upto}"
+        what = (
+            f"Accept {message.ballot} slot {message.slot} {' '.join(commands)} chosen {message.chosen_upto}"
+        )
     elif isinstance(message, Accepted):
         what = f"Accepted {message.ballot} slots {message.slots}"
     elif isinstance(message, Promise):
@@ -548,9 +615,9 @@ def explore(bounds: Bounds | None = None) -> Explored:
 @click.command(help="Explore every run of the core's pure roles within small bounds.")
 @click.option("--acceptors", type=click.IntRange(1, 5), default=3, show_default=True)
 @click.option("--proposers", type=click.IntRange(1, 3), default=2, show_default=True)
-@click.option("--slots", type=click.IntRange(1, 4), default=2, show_default=True)
-@click.option("--ballots", type=click.IntRange(1, 5), default=2, show_default=True, help="Highest number.")
-@click.option("--crashes", type=click.IntRange(0, 3), default=1, show_default=True, help="Of each node.")
+@click.option("--slots", type=click.IntRange(1, 4), default=1, show_default=True)
+@click.option("--ballots", type=click.IntRange(1, 6), default=3, show_default=True, help="Take-overs.")
+@click.option("--crashes", type=click.IntRange(0, 3), default=0, show_default=True, help="Of all nodes.")
 @click.option("--states", type=click.IntRange(1), default=STATES_MAX, show_default=True, help="At most.")
 @click.option("--learners", is_flag=True, help="Every node counts votes, not only the leader.")
 @click.option("--mutant", default="", help="Plant a bug; see twisted_paxos.testing.mutants.")

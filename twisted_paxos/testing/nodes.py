@@ -37,6 +37,9 @@ READY_S: Final = 20.0
 STOP_S: Final = 5.0
 """How often a condition is looked at; how long a node may take to be ready, and to stop."""
 
+KEEP_LOG: Final = ("--snapshot-slots=999999999", "--snapshot-log-mb=1000000")
+"""Options of a node whose whole log is to be read afterwards: snapshots would shorten it."""
+
 _T = TypeVar("_T")
 
 

@@ -24,7 +24,7 @@ from twisted.internet.task import deferLater, react
 from twisted_paxos.client import Client, connect, payload_of
 from twisted_paxos.core.messages import SlotEntry, decode_value
 from twisted_paxos.errors import PaxosError
-from twisted_paxos.testing.nodes import ClusterProcesses, NodeProcess, poll
+from twisted_paxos.testing.nodes import KEEP_LOG, ClusterProcesses, NodeProcess, poll
 
 IN_FLIGHT = 64
 SETTLE_S = 20.0
@@ -203,7 +203,7 @@ async def _main(reactor: Any, options: argparse.Namespace) -> None:
         where = {
             uid: f"{storages[place % len(storages)]}:{directory / uid}" for place, uid in enumerate("ABC")
         }
-        cluster = ClusterProcesses(reactor, directory, storages=where)
+        cluster = ClusterProcesses(reactor, directory, storages=where, options=KEEP_LOG)
         try:
             rounds = Rounds(reactor, cluster, random.Random(options.seed), print)
             summary = await rounds.run(options.rounds)

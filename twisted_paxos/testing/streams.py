@@ -123,7 +123,7 @@ class Pipe:
         self.sender.reactor.gate(self.sender.flush)
 
     def probe(self) -> None:
-        """What the receiver's host had not read when it lost power is sent again, until there is an answer."""
+        """What the receiver's host had not read when it lost power is sent again until it answers."""
         clock = self._network.clock
         if not self.sender.connected or not self.in_flight_bytes:
             return

@@ -153,15 +153,7 @@ class Failure(Struct, frozen=True, tag="failure"):
 
 Request: TypeAlias = Hello | Submit | ReadLog | GetStatus | Query | Watch | StopWatch
 Response: TypeAlias = (
-    Hello
-    | Results
-    | LogEntries
-    | StatusReply
-    | Answer
-    | WatchStarted
-    | WatchEvents
-    | WatchProgress
-    | Failure
+    Hello | Results | LogEntries | StatusReply | Answer | WatchStarted | WatchEvents | WatchProgress | Failure
 )
 
 encode = msgspec.json.Encoder().encode

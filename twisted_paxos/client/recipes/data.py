@@ -5,10 +5,10 @@ from __future__ import annotations
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
+from twisted_paxos.client.client import Client
 from twisted_paxos.client.keys import Key, to_bytes
 from twisted_paxos.client.kv import delete, get, mod_revision, put, version
 from twisted_paxos.client.recipes.place import first_event
-from twisted_paxos.client.session import Client
 from twisted_paxos.errors import NotAcquired, PaxosError
 from twisted_paxos.statemachine.kvcommands import KeyValue, RangeResult
 

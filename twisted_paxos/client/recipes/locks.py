@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from twisted_paxos.client.client import Client
 from twisted_paxos.client.keys import Key
 from twisted_paxos.client.kv import get
 from twisted_paxos.client.lease import Lease
 from twisted_paxos.client.recipes.place import TTL_S, Blocker, Place
-from twisted_paxos.client.session import Client
 from twisted_paxos.statemachine.kvcommands import prefix_end
 
 

@@ -19,10 +19,10 @@ from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from twisted_paxos.client.client import Client
 from twisted_paxos.client.keys import Key, to_bytes
 from twisted_paxos.client.kv import create_revision, delete, get, put, version
 from twisted_paxos.client.lease import Lease
-from twisted_paxos.client.session import Client
 from twisted_paxos.client.watches import Watch
 from twisted_paxos.errors import KeyValueError, LeaseLost, NotAcquired, PaxosError, WatchCanceled
 from twisted_paxos.statemachine.kvcommands import LEASE_NOT_FOUND, RangeResult

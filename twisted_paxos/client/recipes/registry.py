@@ -9,10 +9,10 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
+from twisted_paxos.client.client import Client
 from twisted_paxos.client.keys import Key, to_bytes
 from twisted_paxos.client.lease import Lease
 from twisted_paxos.client.recipes.place import TTL_S
-from twisted_paxos.client.session import Client
 from twisted_paxos.errors import PaxosError, WatchCanceled
 from twisted_paxos.statemachine.kvcommands import KeyValue
 
