@@ -69,7 +69,7 @@ _LIMITS: Final[Mapping[str, tuple[int, int]]] = {
     "heartbeat_ms": (10, 60_000),
     "disk_stall_ms": (100, 600_000),
     "datagram_max_bytes": (512, 65_507),
-    "snapshot_slots": (100, 1_000_000_000),
+    "snapshot_slots": (100, 999_999_999),
     "snapshot_log_mb": (1, 1_000_000),
 }
 

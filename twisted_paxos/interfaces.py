@@ -220,7 +220,10 @@ class INode(Interface):
         """A `twisted_paxos.statemachine.commands.NodeStatus` of this moment."""
 
     def read_log(from_slot: int, limit_bytes: int) -> Deferred[list[SlotEntry]]:
-        """Chosen entries from ``from_slot`` on, as many as fit; empty when there are none yet."""
+        """Chosen entries from ``from_slot`` on, as many as fit; empty when there are none yet.
+
+        Begins with the lowest slot that is still stored, where that is higher.
+        """
 
     def on_chosen(listener: Callable[[int], None]) -> Callable[[], None]:
         """Call ``listener(chosen_upto)`` whenever slots were applied; returns what ends it."""

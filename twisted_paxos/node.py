@@ -569,6 +569,7 @@ class PersistentPaxosNode(Service):
     def read_log(self, from_slot: int, limit_bytes: int) -> Deferred[list[SlotEntry]]:
         """See `INode.read_log`."""
         stored_upto = self.performer.stored_upto
+        from_slot = max(from_slot, self.replica.log.log_start)
         if from_slot > stored_upto:
             return succeed([])
         return self.storage.read_chosen(from_slot, stored_upto, min(limit_bytes, limits.FETCH_BYTES))
@@ -583,6 +584,7 @@ class PersistentPaxosNode(Service):
             role=replica.role(),
             leader=replica.leader.uid,
             leader_works=replica.serves(now_s),
+            log_start=replica.log.log_start,
             ballot=replica.leader,
             promised=replica.acceptor.promised,
             chosen_upto=replica.log.chosen_upto,

@@ -433,7 +433,7 @@ class ReadLogTests(ClientPortCase):
     def test_bad_reads(self) -> None:
         """Slot 0 does not exist, and the number of reads at once is limited."""
         self.patch(clientport, "READS_MAX", 1)
-        self.say(ReadLog(1, 0), ReadLog(2, 1, follow=True), ReadLog(3, 1))
+        self.say(ReadLog(1, -1), ReadLog(2, 1, follow=True), ReadLog(3, 1))
         codes = {answer.request_id: answer.code for answer in self.answers() if isinstance(answer, Failure)}
         self.assertEqual({1: "bad_request", 3: "overloaded"}, codes)
 

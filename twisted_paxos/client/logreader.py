@@ -28,7 +28,7 @@ class LogReader:
     Args:
         reactor: for connections and time.
         endpoints: where nodes can be reached; each is tried in turn.
-        from_slot: the first slot wanted, from 1.
+        from_slot: the first slot wanted, from 1; 0: the first one that is still stored.
         follow: wait for more at the end, for ever.
         rng: for jitter.
 
@@ -151,6 +151,8 @@ class LogReader:
         self._wake()
 
     def _append(self, entries: Sequence[SlotEntry]) -> None:
+        if entries and self._next_slot == 0:
+            self._next_slot = entries[0].slot
         for entry in entries:
             if entry.slot > self._next_slot:
                 why = f"slot {self._next_slot} is not stored any more; read from slot {entry.slot} on"

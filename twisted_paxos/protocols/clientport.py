@@ -345,7 +345,7 @@ class ClientPortProtocol(Int32StringReceiver):
         self.reply(StatusReply(request.request_id, status))
 
     def _read_log(self, request: ReadLog) -> None:
-        if request.from_slot < 1:
+        if request.from_slot < 0:
             self.reply(Failure(request.request_id, "bad_request", "slots start at 1"))
         elif len(self._reads) >= READS_MAX:
             message = f"{READS_MAX} log reads of this connection are in progress already"

@@ -65,6 +65,7 @@ class LogRead:
         status = self._node.status()
         assert isinstance(status, NodeStatus)
         self._end_slot = status.chosen_upto
+        self._next_slot = max(self._next_slot, status.log_start)
         if self._follow:
             self._stop_listening = self._node.on_chosen(self._chosen)
         self.go_on()

@@ -112,6 +112,7 @@ class NodeStatus(Struct, frozen=True):
         dropped: datagrams and frames dropped, by reason.
         version: of the program.
         leader_works: the leader was heard lately and can make progress.
+        log_start: the lowest slot that its log still has.
     """
 
     uid: str
@@ -131,3 +132,4 @@ class NodeStatus(Struct, frozen=True):
     dropped: dict[str, int] = {}
     version: str = ""
     leader_works: bool = True
+    log_start: int = 1

@@ -14,7 +14,7 @@ from twisted.logger import ILogObserver, LogLevel, formatEvent, globalLogPublish
 from zope.interface import implementer
 
 from twisted_paxos.core.ballot import NO_BALLOT, ProposalID
-from twisted_paxos.core.messages import Command, Entry, Sender, SlotEntry, decode_value
+from twisted_paxos.core.messages import Accepted, Command, Entry, Promise, Sender, SlotEntry, decode_value
 from twisted_paxos.core.records import (
     Identity,
     Record,
@@ -339,6 +339,7 @@ class Checks:
         self.witness = Witness(voters)
         self.disks = {uid: Disk() for uid in uids}
         self._may_stop = may_stop
+        self._older_copies: set[Sender] = set()
         self._same_state = SameState()
         self._checks: tuple[Check, ...] = (
             Rules(self.witness),
@@ -379,7 +380,6 @@ class Checks:
         self._tell("recovered", life, disk, recovered)
         if recovered.identity.incarnation != disk.incarnation:
             disk.stored, disk.incarnation, disk.damaged = {}, recovered.identity.incarnation, False
-        disk.older_copy = False
         disk.promised = recovered.promised
         kept = {s: had for s, had in disk.stored.items() if s <= recovered.chosen_upto}
         for slot, entry in recovered.entries.items():
@@ -404,6 +404,17 @@ class Checks:
     def stored_read(self, uid: str, entries: Sequence[SlotEntry]) -> None:
         """Storage gave chosen entries."""
         self._tell("stored_read", uid, entries)
+
+    def started(self, life: Sender) -> None:
+        """A node has started, with what `recovered` told."""
+        if self.disks[life.uid].older_copy:
+            self._older_copies.add(life)
+            self.disks[life.uid].older_copy = False
+
+    def admitted(self, life: Sender, sender: Sender, message: Any) -> None:
+        """A node listens to this start of another: not to one whose storage is an older copy."""
+        if sender in self._older_copies and isinstance(message, (Promise, Accepted)):
+            self.report("old copy", f"{show(life)} hears {show(sender)}, whose storage is an older copy")
 
     def chosen(self, uid: str, entries: Sequence[SlotEntry]) -> None:
         """A node learnt chosen slots."""

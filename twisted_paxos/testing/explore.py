@@ -569,8 +569,6 @@ def is_dead(node: Node, envelope: Envelope) -> bool:
         return message.ballot < node.acceptor.promised
     if isinstance(message, Accept):
         return message.ballot < node.acceptor.promised and message.chosen_upto == 0
-    if isinstance(message, Accepted):
-        return message.ballot < node.proposer.ballot
     return False
 
 

@@ -34,6 +34,10 @@ RESTART_S: Final = 0.3
 EFFECTS_MAX: Final = 60
 """A crash between two effects comes within so many of them."""
 
+NEAR_S: Final = 0.000_1
+FAR_S: Final = 0.000_3
+"""How long a datagram takes when nothing is wrong."""
+
 USURP_S: Final = 0.6
 """About how long a usurped leader is cut off: long enough for the next one to begin."""
 
@@ -96,6 +100,7 @@ class Injector:
             **dict.fromkeys(CLASSES["network"], self._weather_fault),
             **dict.fromkeys(CLASSES["partition"], self._partition),
             **dict.fromkeys(CLASSES["damage"], self._damage),
+            "lag": self._lag,
             "usurp": self._usurp,
             "kill": self._crash_one,
             "power": self._crash_one,
@@ -143,7 +148,7 @@ class Injector:
         self.healed = True
         network = self.cluster.network
         network.faults(**dict.fromkeys(("loss", "duplicate", "reorder", "corrupt", "replay"), 0.0))
-        network.faults(delay_min_s=0.000_1, delay_max_s=0.000_3)
+        network.faults(delay_min_s=NEAR_S, delay_max_s=FAR_S)
         network.heal_all()
         network.lets = None
         self._at_send.clear()
@@ -314,9 +319,24 @@ class Injector:
         if self._weather[kind]:
             return
         if kind == "delay":
-            self.cluster.network.faults(delay_min_s=0.000_1, delay_max_s=0.000_3)
+            self.cluster.network.faults(delay_min_s=NEAR_S, delay_max_s=FAR_S)
         else:
             self.cluster.network.faults(**{kind: 0.0})
+
+    def _lag(self, fault: Fault, random: Random) -> None:
+        """What one node is sent, or what it sends, is late: it acts on what is long over."""
+        node = self._pick(random, running=False)
+        if node is None:
+            return
+        delay_s = random.choice((0.1, 0.5, 1.5)) * fault.amount
+        inwards = random.random() < 0.7
+        self._tell(f"{node.uid}: what it {'is sent' if inwards else 'sends'} is {delay_s:.3f} s late")
+        for other in self.cluster.nodes.values():
+            if other is not node:
+                ends = (other.host, node.host) if inwards else (node.host, other.host)
+                link = self.cluster.network.link(*ends)
+                link.set(delay_min_s=delay_s, delay_max_s=delay_s)
+                self._later(2 * fault.seconds, partial(link.set, delay_min_s=NEAR_S, delay_max_s=FAR_S))
 
     def _partition(self, fault: Fault, random: Random) -> None:
         hosts = [node.host for node in self.cluster.nodes.values()]
@@ -523,7 +543,8 @@ class Injector:
         names = [n for n in node.disk.names() if n != LOCK_NAME and self._end_of_damage(node, n) > 0]
         if not names:
             return None
-        name = random.choice(names)
+        logs = [name for name in names if segment_id(name)]
+        name = logs[-1] if logs and random.random() < 0.4 else random.choice(names)
         return name, random.randrange(self._end_of_damage(node, name))
 
     def _end_of_damage(self, node: SimulatedNode, name: str) -> int:

@@ -17,7 +17,7 @@ FAULTY_S: Final = 13.0
 """How long faults go on, in simulated seconds; after that everything heals."""
 
 CLASSES: Final[dict[str, tuple[str, ...]]] = {
-    "network": ("loss", "duplicate", "reorder", "delay", "corrupt", "replay"),
+    "network": ("loss", "duplicate", "reorder", "delay", "corrupt", "replay", "lag"),
     "partition": ("split", "oneway", "partial", "isolate", "chain", "usurp"),
     "crash": ("kill", "power", "kill_all", "power_all"),
     "pause": ("pause",),

@@ -95,6 +95,7 @@ class Taps:
         life = self.lives[node.uid] = node.replica.me
         messenger: Any = node.messenger
         performer: Any = node.performer
+        admit = replica.formation.admit
         receive, send, apply = replica.receive, messenger.send, performer._apply
         checks, trace = self._checks, self._trace
 
@@ -102,6 +103,12 @@ class Taps:
             if _listens_to(replica, sender):
                 checks.delivered(life, message)
             return receive(sender, message, now_s)
+
+        def admit_and_tell(sender: Sender, message: Any) -> Any:
+            admitted = admit(sender, message)
+            if admitted[0]:
+                checks.admitted(life, sender, message)
+            return admitted
 
         def send_and_tell(uids: Sequence[str], message: Any) -> None:
             checks.sent(life, message)
@@ -116,6 +123,8 @@ class Taps:
             checks.applied(life, slot, commands, node.state)
             self._applied(life.uid)
 
+        checks.started(life)
+        replica.formation.admit = admit_and_tell
         replica.receive, messenger.send, performer._apply = receive_and_tell, send_and_tell, apply_and_tell
         node.applier.listeners.append(applied)
 

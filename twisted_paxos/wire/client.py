@@ -37,7 +37,10 @@ class Submit(Struct, frozen=True, tag="submit"):
 
 
 class ReadLog(Struct, frozen=True, tag="read_log"):
-    """Chosen entries from ``from_slot`` to the end of the moment, or, with ``follow``, for ever."""
+    """Chosen entries from ``from_slot`` to the end of the moment, or, with ``follow``, for ever.
+
+    Where the log does not go back as far (slot 0 never is there), the answer begins with what it has.
+    """
 
     request_id: int
     from_slot: int
