@@ -210,7 +210,11 @@ def _shown(line: _Line) -> str:
 
 @click.command("log")
 @click.option(
-    "--from", "from_slot", type=click.IntRange(min=0), default=0, help="The first slot.  [default: what there is]"
+    "--from",
+    "from_slot",
+    type=click.IntRange(min=0),
+    default=0,
+    help="The first slot.  [default: what there is]",
 )
 @click.option("--follow", "-f", is_flag=True, help="Wait for more at the end; Ctrl-C ends it.")
 @click.option("--limit", type=click.IntRange(min=1), help="At most so many slots.")
