@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import twisted_paxos
 from benchmarks.figures import percentile
 
 SYNCS = 200
@@ -25,8 +26,8 @@ _COMMANDS = {"etcd": "--version", "h2load": "--version", "wrk": "--version"}
 
 def versions() -> dict[str, str]:
     """Versions of all that takes part; what is not there is left out."""
-    found = {"python": sys.version.split()[0]}
-    for package in ("twisted_paxos", "twisted", "msgspec", "crc32c", "pysyncobj"):
+    found = {"python": sys.version.split()[0], "twisted_paxos": twisted_paxos.__version__}
+    for package in ("twisted", "msgspec", "crc32c", "pysyncobj"):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

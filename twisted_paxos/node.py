@@ -123,6 +123,7 @@ class PersistentPaxosNode(Service):
         self._stopping = False
         self._timer: Any = None
         self._flush_planned = False
+        self._recovered_upto = 0
         self._ports: list[Any] = []
         self._started_s = 0.0
         self._reported_s = float("-inf")
@@ -194,7 +195,7 @@ class PersistentPaxosNode(Service):
             self.storage.close()
             raise
         super().startService()
-        recovered_upto = self.replica.log.chosen_upto
+        recovered_upto = self._recovered_upto = self.replica.log.chosen_upto
         log.info(
             "node {uid} of cluster {cluster}: {storage}, start {boot}, "
             "chosen up to {chosen_upto}, promised {promised}",
@@ -548,7 +549,8 @@ class PersistentPaxosNode(Service):
             self._fail(Failure())
 
     def _applied(self, slot: int, ballot: ProposalID, commands: Sequence[Command]) -> None:
-        if self.config.print_chosen:
+        # What was known before this start was printed then.
+        if self.config.print_chosen and slot > self._recovered_upto:
             for index, command in enumerate(commands):
                 log.info(
                     "chosen: slot {slot}.{index} ballot {ballot} value {value}",

@@ -207,6 +207,11 @@ async def _main(reactor: Any, options: argparse.Namespace) -> None:
         try:
             rounds = Rounds(reactor, cluster, random.Random(options.seed), print)
             summary = await rounds.run(options.rounds)
+        except PaxosError:
+            for node in cluster.nodes.values():
+                status = await node.status() if node.running else None
+                print(f"{node.uid}: {status}", *list(node.lines)[-8:], sep="\n    ")
+            raise
         finally:
             await cluster.kill()
     print(

@@ -151,14 +151,14 @@ def draw_sizes(random: Random) -> Sizes:
     def some(usual: int, *tiny: int) -> int:
         return usual if random.random() < 0.4 else random.choice(tiny)
 
-    alpha = some(64, 2, 3, 4, 8, 16)
+    alpha = some(64, 3, 4, 8, 16)
     limits = {
         "ALPHA": alpha,
         "WINDOW_SLOTS": alpha * random.choice((1, 2, 4)),
         "PIPELINE_SLOTS": some(4, 1, 2, 8),
         "BATCH_TARGET_BYTES": some(45_000, 100, 400, 2_000),
         "WINDOW_MAX_BYTES": some(64 << 20, 150_000, 400_000),
-        "FETCH_BYTES": some(1 << 20, 200, 1_000, 5_000),
+        "FETCH_BYTES": some(1 << 20, 2_000, 10_000),
         "BALLOTS_PER_SLOT": some(8, 2, 3),
     }
     applier = {"BACKLOG_MAX_BYTES": some(16 << 20, 300, 3_000), "READ_BYTES": some(1 << 20, 200, 2_000)}

@@ -1,0 +1,1 @@
+"""Seeds of the simulator that once found a fault."""
