@@ -142,8 +142,32 @@ class PersistentPaxosNode(Service):
             StorageError: the storage cannot be used.
             CannotListenError: the port is taken.
         """
-        now_s = self._started_s = self._reactor.seconds()
+        self._started_s = self._reactor.seconds()
         recovered = self._recover()
+        self._build(recovered)
+        try:
+            self._listen()
+        except CannotListenError:
+            self.storage.close()
+            raise
+        super().startService()
+        recovered_upto = self._recovered_upto = self.replica.log.chosen_upto
+        log.info(
+            "node {uid} of cluster {cluster}: {storage}, start {boot}, "
+            "chosen up to {chosen_upto}, promised {promised}",
+            uid=self.uid,
+            cluster=self.cluster,
+            storage=self.storage.description,
+            boot=self.replica.me.boot,
+            chosen_upto=recovered_upto,
+            promised=str(self.replica.acceptor.promised),
+        )
+        self.recovered = self.applier.when_applied(recovered_upto)
+        self._restore(recovered.snapshot_slot)
+        self._tick()
+
+    def _build(self, recovered: Recovered) -> None:
+        """Make the parts and join them."""
         settings = ReplicaSettings(
             self.uid,
             tuple(self.config.members),
@@ -151,7 +175,7 @@ class PersistentPaxosNode(Service):
             self.config.disk_stall_ms / 1000,
             self.config.client_told,
         )
-        self.replica = Replica(settings, recovered, self._entropy(), self._random, now_s)
+        self.replica = Replica(settings, recovered, self._entropy(), self._random, self._started_s)
         codec = PeerCodec(self.cluster, self.config.cluster_key)
         self.receiver = Receiver(codec, self._reactor)
         self.messenger = SocketMessenger(
@@ -189,26 +213,6 @@ class PersistentPaxosNode(Service):
             recovered.chosen_upto,
         )
         self._make_snapshot_parts()
-        try:
-            self._listen()
-        except CannotListenError:
-            self.storage.close()
-            raise
-        super().startService()
-        recovered_upto = self._recovered_upto = self.replica.log.chosen_upto
-        log.info(
-            "node {uid} of cluster {cluster}: {storage}, start {boot}, "
-            "chosen up to {chosen_upto}, promised {promised}",
-            uid=self.uid,
-            cluster=self.cluster,
-            storage=self.storage.description,
-            boot=self.replica.me.boot,
-            chosen_upto=recovered_upto,
-            promised=str(self.replica.acceptor.promised),
-        )
-        self.recovered = self.applier.when_applied(recovered_upto)
-        self._restore(recovered.snapshot_slot)
-        self._tick()
 
     def _make_snapshot_parts(self) -> None:
         self.snapshot_server = SnapshotServer(self._reactor, self.storage, self.messenger)

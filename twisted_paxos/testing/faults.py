@@ -16,17 +16,10 @@ from functools import partial
 from random import Random
 from typing import Any, Final
 
-from twisted_paxos.core.ballot import ProposalID
-from twisted_paxos.core.limits import NUMBER_MAX
-from twisted_paxos.errors import PaxosError, StorageError
-from twisted_paxos.storage.disk import LOCK_NAME
-from twisted_paxos.storage.durable import choose_copy, read_copies
-from twisted_paxos.storage.format import segment_id
-from twisted_paxos.storage.recovery import Floor, examine
-from twisted_paxos.storage.wal import identity_object, read_base
+from twisted_paxos.errors import PaxosError
 from twisted_paxos.testing.cluster import SimulatedCluster, SimulatedNode
+from twisted_paxos.testing.damage import DAMAGES, stored_identity
 from twisted_paxos.testing.schedule import CLASSES, Fault, Schedule
-from twisted_paxos.testing.storage import SECTOR_BYTES
 
 RESTART_S: Final = 0.3
 """A node that stopped by itself is started again after this long."""
@@ -424,19 +417,9 @@ class Injector:
     def _keep_copy(self, node: SimulatedNode, state: NodeFaults) -> None:
         files = node.disk.snapshot()
         if files:
-            identity = self._identity(node)
+            identity = stored_identity(node)
             if identity is not None:
                 state.copies.append((*identity, files))
-
-    @staticmethod
-    def _identity(node: SimulatedNode) -> tuple[str, int] | None:
-        """Incarnation and start of what is on a stopped node's disk, if it can be told."""
-        try:
-            copy = choose_copy(node.disk.path, read_copies(node.disk, "identity"))
-            identity = identity_object(node.disk).decode(copy).identity
-        except StorageError:
-            return None
-        return identity.incarnation, identity.boot
 
     def _damage(self, fault: Fault, random: Random) -> None:
         node = self._pick(random, running=False)
@@ -445,7 +428,8 @@ class Injector:
         self._crash(node, random.random() < 0.3, fault.seconds)
         if not node.disk.exists():
             return
-        what = getattr(self, f"_{fault.kind}")(node, random)
+        damage = self._old_copy if fault.kind == "old_copy" else DAMAGES[fault.kind]
+        what = damage(node, random)
         if what:
             state = self.nodes[node.uid]
             state.whole_from = max(self._highest_stored(node.uid), state.whole_from or 0)
@@ -484,21 +468,9 @@ class Injector:
                 whole.add(uid)
         return whole
 
-    def _wipe(self, node: SimulatedNode, random: Random) -> str:
-        node.disk.wipe()
-        if random.random() < 0.5:
-            node.disk.set_aside_files = {}
-        return "its directory is gone"
-
-    def _lose_file(self, node: SimulatedNode, random: Random) -> str:
-        name = random.choice([name for name in node.disk.names() if name != LOCK_NAME] or [""])
-        if name:
-            node.disk.lose(name)
-        return f"{name} is gone" if name else ""
-
     def _old_copy(self, node: SimulatedNode, random: Random) -> str:
         """An old copy of the directory is put back; see the module's docstring for when."""
-        now = self._identity(node)
+        now = stored_identity(node)
         peers = [uid for uid in self.cluster.voters if uid != node.uid]
         if now is None or not all(self._has_recorded(peer, *now) for peer in peers):
             return ""
@@ -513,51 +485,6 @@ class Injector:
         if node is None or not node.running:
             return False
         return node.replica.formation._recorded.get(incarnation, (0, ""))[0] >= boot
-
-    def _flip(self, node: SimulatedNode, random: Random) -> str:
-        place = self._place(node, random)
-        if place is None:
-            return ""
-        node.disk.flip_bit(*place, random.randrange(8))
-        return f"a bit of {place[0]} is flipped at byte {place[1]}"
-
-    def _zero(self, node: SimulatedNode, random: Random) -> str:
-        place = self._place(node, random)
-        if place is None:
-            return ""
-        name, offset = place
-        start = offset // SECTOR_BYTES * SECTOR_BYTES
-        end = min(start + SECTOR_BYTES, self._end_of_damage(node, name))
-        node.disk.overwrite(name, start, bytes(end - start))
-        return f"a sector of {name} reads as zeros from byte {start} to {end}"
-
-    def _cut_file(self, node: SimulatedNode, random: Random) -> str:
-        place = self._place(node, random)
-        if place is None:
-            return ""
-        node.disk.cut(*place)
-        return f"{place[0]} ends at byte {place[1]}"
-
-    def _place(self, node: SimulatedNode, random: Random) -> tuple[str, int] | None:
-        """A byte of some file that damage may hit; small files and the log alike."""
-        names = [n for n in node.disk.names() if n != LOCK_NAME and self._end_of_damage(node, n) > 0]
-        if not names:
-            return None
-        logs = [name for name in names if segment_id(name)]
-        name = logs[-1] if logs and random.random() < 0.4 else random.choice(names)
-        return name, random.randrange(self._end_of_damage(node, name))
-
-    def _end_of_damage(self, node: SimulatedNode, name: str) -> int:
-        """Where the part of a file ends that may be damaged: before what may not be synced."""
-        disk = node.disk
-        logs = [other for other in disk.names() if segment_id(other)]
-        if not logs or name != logs[-1]:
-            return disk.size(name)
-        try:
-            state = examine(disk, ProposalID(NUMBER_MAX, "~"), Floor(), read_base(disk))
-        except PaxosError:
-            return 0
-        return state.unsynced_offset
 
 
 def _cut_pairs(kind: str, hosts: list[str], random: Random) -> list[tuple[str, str]]:
