@@ -72,7 +72,7 @@ class OptionTests(SynchronousTestCase):
             ("--timeout-s", "0", "status"),
             ("--timeout-s", "x", "status"),
             ("--endpoints", " , ", "status"),
-            ("log", "--from", "0"),
+            ("log", "--from", "-1"),
             ("log", "--limit", "-1"),
         ):
             status, out, err = paxosctl(*arguments)

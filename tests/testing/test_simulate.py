@@ -132,7 +132,9 @@ class ScheduleTests(SynchronousTestCase):
         kinds = parse_kinds("crash,loss")
         self.assertEqual((*CLASSES["crash"], "loss"), kinds)
         for seed in range(10):
-            self.assertLessEqual({fault.kind for fault in draw_schedule(seed, kinds=kinds).faults}, set(kinds))
+            self.assertLessEqual(
+                {fault.kind for fault in draw_schedule(seed, kinds=kinds).faults}, set(kinds)
+            )
         self.assertEqual((), parse_kinds("none"))
         self.assertEqual(tuple(all_kinds()), parse_kinds("all"))
         self.assertRaises(ConfigError, parse_kinds, "rain")
@@ -217,9 +219,12 @@ class WorkerTests(SynchronousTestCase):
         except ImportError:
             raise SkipTest("Dask is not installed: pip install 'twisted_paxos[dask]'") from None
         here = {seeds.run_seed(wish).outcome.digest for wish in self.wishes}
-        with LocalCluster(
-            n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None
-        ) as cluster, seeds.workers(dask=cluster.scheduler_address) as (executor, count):
+        with (
+            LocalCluster(
+                n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None
+            ) as cluster,
+            seeds.workers(dask=cluster.scheduler_address) as (executor, count),
+        ):
             found = seeds.run_all(executor, count, seeds.run_seed, self.wishes)
             self.assertEqual(here, {one.outcome.digest for one in found})
 
