@@ -40,6 +40,7 @@ class Disk:
         promised, stored: its promise, and slot -> (learnt, not accepted; entry).
         highest: the highest slot ever stored.
         older_copy: it was put back to an older state since the last start.
+        is_older: it was put back to an older state in this incarnation.
         damaged: it was damaged in this incarnation.
     """
 
@@ -49,6 +50,7 @@ class Disk:
         self.stored: dict[int, tuple[bool, Entry]] = {}
         self.highest = 0
         self.older_copy = False
+        self.is_older = False
         self.damaged = False
 
 
@@ -354,7 +356,11 @@ class Checks:
         )
         events = ("recovered", "written", "stored_read", "chosen", "applied", "sent", "delivered", "finish")
         self._listeners = {
-            event: [c for c in self._checks if getattr(type(c), event) is not getattr(Check, event)]
+            event: [
+                (check.name, getattr(check, event))
+                for check in self._checks
+                if getattr(type(check), event) is not getattr(Check, event)
+            ]
             for event in events
         }
 
@@ -366,12 +372,12 @@ class Checks:
     def _tell(self, event: str, *arguments: Any) -> None:
         if self.violation is not None:
             return
-        for check in self._listeners[event]:
+        for name, listener in self._listeners[event]:
             try:
-                getattr(check, event)(*arguments)
+                listener(*arguments)
             except Violation as violation:
                 text = str(violation)
-                self.report(text.split(":")[0] if text.startswith("rule ") else check.name, text)
+                self.report(text.split(":")[0] if text.startswith("rule ") else name, text)
                 return
 
     def recovered(self, life: Sender, recovered: Recovered) -> None:
@@ -379,7 +385,8 @@ class Checks:
         disk = self.disks[life.uid]
         self._tell("recovered", life, disk, recovered)
         if recovered.identity.incarnation != disk.incarnation:
-            disk.stored, disk.incarnation, disk.damaged = {}, recovered.identity.incarnation, False
+            disk.stored, disk.incarnation = {}, recovered.identity.incarnation
+            disk.damaged = disk.is_older = disk.older_copy = False
         disk.promised = recovered.promised
         kept = {s: had for s, had in disk.stored.items() if s <= recovered.chosen_upto}
         for slot, entry in recovered.entries.items():
@@ -407,13 +414,16 @@ class Checks:
 
     def started(self, life: Sender) -> None:
         """A node has started, with what `recovered` told."""
-        if self.disks[life.uid].older_copy:
+        disk = self.disks[life.uid]
+        if disk.older_copy:
+            disk.older_copy, disk.is_older = False, True
+        if disk.is_older:
             self._older_copies.add(life)
-            self.disks[life.uid].older_copy = False
 
     def admitted(self, life: Sender, sender: Sender, message: Any) -> None:
         """A node listens to this start of another: not to one whose storage is an older copy."""
-        if sender in self._older_copies and isinstance(message, (Promise, Accepted)):
+        heard = sender.uid != life.uid and isinstance(message, (Promise, Accepted))
+        if heard and sender in self._older_copies:
             self.report("old copy", f"{show(life)} hears {show(sender)}, whose storage is an older copy")
 
     def chosen(self, uid: str, entries: Sequence[SlotEntry]) -> None:

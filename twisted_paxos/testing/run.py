@@ -166,10 +166,10 @@ class Run:
     def run(self) -> Outcome:
         """All of it."""
         with ExitStack() as stack:
+            stack.enter_context(without_gc())
             stack.enter_context(LogWatch(self.checks.report))
             stack.enter_context(patched_sizes(self.schedule))
             stack.enter_context(self.taps.attached())
-            stack.enter_context(without_gc())
             self._all_phases()
         return self._outcome()
 
@@ -331,11 +331,12 @@ def patched_sizes(schedule: Schedule) -> Iterator[None]:
 
 @contextmanager
 def without_gc() -> Iterator[None]:
-    """A run is short: garbage is collected after it, at a point where that can be checked as well."""
+    """A run is short: garbage is collected after it, when what that does can disturb no other run."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
+        gc.collect()
         if was_enabled:
             gc.enable()

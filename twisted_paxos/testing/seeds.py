@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
@@ -98,10 +99,14 @@ _quiet = False
 
 
 def quieten() -> None:
-    """Twisted keeps what is logged before a log begins: in a process that runs seeds, drop it."""
+    """Twisted keeps what is logged before a log begins: in a process that runs seeds, drop it.
+
+    What is loaded by now stays, so the collections after each run need not look at it.
+    """
     global _quiet
     if not _quiet:
         _quiet = True
+        gc.freeze()
         globalLogBeginner.beginLoggingTo([], redirectStandardIO=False, discardBuffer=True)
 
 
