@@ -67,9 +67,9 @@ class Effects:
         sends: Iterable[Send] = (),
         replies: Iterable[Send] = (),
     ) -> None:
-        self.records: list[Record] = list(records)
-        self.sends: list[Send] = list(sends)
-        self.replies: list[Send] = list(replies)
+        self.records: list[Record] = list(records) if records else []
+        self.sends: list[Send] = list(sends) if sends else []
+        self.replies: list[Send] = list(replies) if replies else []
         self.chosen: list[SlotEntry] = []
         self.reads: list[ReadChosen] = []
         self.readable: list[Readable] = []

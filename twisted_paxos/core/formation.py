@@ -30,6 +30,9 @@ NONCES_PER_BOOT = 1 << 32
 
 LOST_REASON_CHARS = 200
 
+_NOTHING = Effects()
+"""For each message that is listened to: nobody adds to it."""
+
 
 class BootRecorded(msgspec.Struct, frozen=True):
     """Sent by a node to itself once a peer's start is durable; never on the wire."""
@@ -240,13 +243,13 @@ class Formation:
         its storage holds what that incarnation once reported.
         """
         if sender.uid == self.me.uid:
-            return sender == self.me, Effects()
+            return sender == self.me, _NOTHING
         if not self.membership.is_member(sender):
-            return True, Effects()
+            return True, _NOTHING
         known = self._recorded.get(sender.incarnation)
         start = (sender.boot, sender.boot_id)
         if start == known:
-            return True, Effects()
+            return True, _NOTHING
         if known is not None and sender.boot <= known[0]:
             return False, _refuse(sender, f"a peer has seen start {known[0]}, this is start {sender.boot}")
         if not isinstance(message, (Heartbeat, HeartbeatReply)):
