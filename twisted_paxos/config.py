@@ -42,7 +42,7 @@ CLIENT_PORT_OFFSET: Final = 100
 """Where nothing else is said, clients connect this far above the peer port."""
 
 SNAPSHOT_SLOTS: Final = 10_000
-SNAPSHOT_LOG_MB: Final = 64
+SNAPSHOT_LOG_MB: Final = 40
 """A snapshot is made after so many slots, or when the log has grown to so many MiB."""
 
 HEARTBEAT_MS: Final = 100

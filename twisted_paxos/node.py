@@ -223,6 +223,7 @@ class PersistentPaxosNode(Service):
             lambda slot: committed_sets(self.replica.membership.sets, slot, limits.ALPHA),
             self.replica.compacted,
             self.snapshot_server.oldest,
+            self._hold,
             self._snapshot_policy,
         )
         self.snapshot_receiver = SnapshotReceiver(
@@ -230,6 +231,11 @@ class PersistentPaxosNode(Service):
         )
 
     # -- snapshots
+
+    def _hold(self, held: bool) -> None:
+        """Commands wait while the log outgrows the snapshot that is being written."""
+        self.replica.proposer.held = held
+        self._plan_flush()
 
     def _restore(self, snapshot_slot: int) -> None:
         """Bring the state to the newest snapshot, then on along the log."""
