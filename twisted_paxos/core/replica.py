@@ -255,7 +255,8 @@ class Replica:
             self._give_way_to(message.ballot)
         self.formation.reported(sender, message.ballot, max(message.slots, default=0))
         effects = self._learned(self.learner.on_accepted(sender, message, now_s), now_s)
-        effects.add(self.proposer.advance(now_s))
+        if self.proposer.phase is not Phase.IDLE:
+            effects.add(self.proposer.advance(now_s))
         return effects
 
     def _on_promise(self, sender: Sender, message: Promise, now_s: float) -> Effects:
@@ -306,7 +307,8 @@ class Replica:
             return Effects()
         chosen = self.learner.on_chosen_upto(sender.uid, status.chosen_upto, leads, now_s)
         effects = self._learned(chosen, now_s)
-        effects.add(self.proposer.advance(now_s))
+        if self.proposer.phase is not Phase.IDLE:
+            effects.add(self.proposer.advance(now_s))
         effects.add(self._elect(now_s))
         return effects
 
@@ -332,6 +334,8 @@ class Replica:
         The new sets are stored ahead of the slot that made them: a crash between the two must not
         leave a node that takes the slot as known and votes by the old sets.
         """
+        if not effects.chosen:
+            return effects
         changes = [entry for entry in effects.chosen if is_change(entry.value)]
         if not changes:
             return effects
