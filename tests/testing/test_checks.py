@@ -148,7 +148,7 @@ class ChecksTests(SynchronousTestCase):
         self.checks.disks["A"].older_copy = True
         self.checks.recovered(LIVES["A"], self.recovered(LIVES["A"]))
         self.checks.started(LIVES["A"])
-        self.checks.admitted(LIVES["B"], LIVES["A"], Accepted(ONE, (1,)))
+        self.checks.admitted(LIVES["B"], LIVES["A"])
         self.found("old copy", "hears")
 
     def state(self, *values: str) -> ReplicatedState:

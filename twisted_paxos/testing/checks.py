@@ -32,6 +32,10 @@ STATE_EVERY_SLOTS = 8
 """States are compared after every so many slots, and at the end."""
 
 
+VOTES = (Promise, Accepted)
+"""What counts for something at whoever takes it."""
+
+
 class Disk:
     """What one node certainly has on its disk: what it was told is durable.
 
@@ -241,12 +245,13 @@ class ExactlyOnce(Check):
         self._seen[life.uid] = (life, slot)
         for command in commands:
             key = (command.client, command.sequence)
-            if self._slots.setdefault(key, slot) != slot:
-                raise Violation(
-                    f"{show(life)}: command {key} has its effect in slots {self._slots[key]} and {slot}"
-                )
-            if not self._sent(command):
-                raise Violation(f"{show(life)}: nobody sent the command {command}")
+            known = self._slots.get(key)
+            if known is None:
+                self._slots[key] = slot
+                if not self._sent(command):
+                    raise Violation(f"{show(life)}: nobody sent the command {command}")
+            elif known != slot:
+                raise Violation(f"{show(life)}: command {key} has its effect in slots {known} and {slot}")
 
 
 class Acknowledged(Check):
@@ -420,10 +425,9 @@ class Checks:
         if disk.is_older:
             self._older_copies.add(life)
 
-    def admitted(self, life: Sender, sender: Sender, message: Any) -> None:
-        """A node listens to this start of another: not to one whose storage is an older copy."""
-        heard = sender.uid != life.uid and isinstance(message, (Promise, Accepted))
-        if heard and sender in self._older_copies:
+    def admitted(self, life: Sender, sender: Sender) -> None:
+        """A node takes one of `VOTES` of another: not from a start whose storage is an older copy."""
+        if self._older_copies and sender.uid != life.uid and sender in self._older_copies:
             self.report("old copy", f"{show(life)} hears {show(sender)}, whose storage is an older copy")
 
     def chosen(self, uid: str, entries: Sequence[SlotEntry]) -> None:

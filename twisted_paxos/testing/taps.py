@@ -11,13 +11,15 @@ from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
+from twisted_paxos.core.ballot import NO_BALLOT
 from twisted_paxos.core.messages import Command, Sender, SlotEntry
 from twisted_paxos.core.records import Record, Recovered
 from twisted_paxos.node import PersistentPaxosNode
 from twisted_paxos.snapshots import Policy
-from twisted_paxos.testing.checks import Checks
+from twisted_paxos.testing.checks import VOTES, Checks
 from twisted_paxos.testing.cluster import SimulatedCluster, SimulatedNode
 from twisted_paxos.testing.registers import Registers
+from twisted_paxos.testing.witness import tells_of
 
 
 class Taps:
@@ -100,14 +102,14 @@ class Taps:
         checks, trace = self._checks, self._trace
 
         def receive_and_tell(sender: Sender, message: Any, now_s: float) -> Any:
-            if _listens_to(replica, sender):
+            if tells_of(message, life.uid) is not NO_BALLOT and _listens_to(replica, sender):
                 checks.delivered(life, message)
             return receive(sender, message, now_s)
 
         def admit_and_tell(sender: Sender, message: Any) -> Any:
             admitted = admit(sender, message)
-            if admitted[0]:
-                checks.admitted(life, sender, message)
+            if admitted[0] and isinstance(message, VOTES):
+                checks.admitted(life, sender)
             return admitted
 
         def send_and_tell(uids: Sequence[str], message: Any) -> None:

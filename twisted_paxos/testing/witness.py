@@ -46,6 +46,20 @@ def show(life: Sender) -> str:
     return f"{life.incarnation} start {life.boot}"
 
 
+def tells_of(message: Any, uid: str) -> ProposalID:
+    """The highest ballot that this message shows to node ``uid`` as in use."""
+    kind = type(message)
+    if kind is Accepted or kind is Accept or kind is Prepare:
+        return message.ballot
+    if kind is Heartbeat or kind is HeartbeatReply:
+        return message.status.ballot if message.status.leading else NO_BALLOT
+    if kind is Nack and message.ballot.uid == uid:
+        return message.promised
+    if kind is Chosen:
+        return max((entry.ballot for entry in message.entries), default=NO_BALLOT)
+    return NO_BALLOT
+
+
 class Witness:
     """The truth about a run.
 
@@ -134,16 +148,9 @@ class Witness:
 
     def delivered(self, life: Sender, message: Any) -> None:
         """A message reached a node: after a higher ballot it sends nothing more under its own."""
-        ballots = [NO_BALLOT]
-        if isinstance(message, (Prepare, Accept, Accepted)):
-            ballots.append(message.ballot)
-        elif isinstance(message, (Heartbeat, HeartbeatReply)) and message.status.leading:
-            ballots.append(message.status.ballot)
-        elif isinstance(message, Nack) and message.ballot.uid == life.uid:
-            ballots.append(message.promised)
-        elif isinstance(message, Chosen):
-            ballots += [entry.ballot for entry in message.entries]
-        self._seen[life] = max(self._seen.get(life, NO_BALLOT), *ballots)
+        ballot = tells_of(message, life.uid)
+        if ballot > self._seen.get(life, NO_BALLOT):
+            self._seen[life] = ballot
 
     def sent(self, life: Sender, promised: ProposalID, stored: Stored, message: Any) -> None:
         """A node sends ``message`` while its disk holds ``promised`` and ``stored``."""
