@@ -421,8 +421,7 @@ class Replica:
         if self._told_works and not works:
             effects.add(self._news(now_s))
         self._told_works = works
-        may = self.acceptor.votes and proposer.phase is Phase.IDLE and not self.disk_stalled(now_s)
-        if may:
+        if proposer.phase is Phase.IDLE and self.acceptor.votes and not self.disk_stalled(now_s):
             answer = self.election.take_over(self.acceptor.promised, now_s)
             if answer is TakeOver.ASK:
                 effects.add(self._news(now_s))
