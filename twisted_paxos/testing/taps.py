@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 from unittest import mock
 
 from twisted_paxos.core.ballot import NO_BALLOT
-from twisted_paxos.core.messages import Command, Sender, SlotEntry
+from twisted_paxos.core.messages import Accept, Accepted, Command, Envelope, Heartbeat, Sender, SlotEntry
 from twisted_paxos.core.records import Record, Recovered
 from twisted_paxos.node import PersistentPaxosNode
 from twisted_paxos.snapshots import Policy
@@ -20,6 +20,13 @@ from twisted_paxos.testing.checks import VOTES, Checks
 from twisted_paxos.testing.cluster import SimulatedCluster, SimulatedNode
 from twisted_paxos.testing.registers import Registers
 from twisted_paxos.testing.witness import tells_of
+from twisted_paxos.wire.peer import PeerCodec
+
+SENT_TO_ALL: Final = (Accept, Accepted, Heartbeat)
+"""Messages that go to every node at once; nothing in them can be changed."""
+
+DECODED_MAX: Final = 64
+"""So many of them are remembered."""
 
 
 class Taps:
@@ -46,6 +53,7 @@ class Taps:
         self._applied = applied
         self._policy = policy
         self.lives: dict[str, Sender] = {}
+        self._decoded: dict[bytes, Envelope] = {}
         cluster.on_storage.append(self._storage_made)
 
     @contextmanager
@@ -92,6 +100,22 @@ class Taps:
 
     # -- nodes
 
+    def _decode_once(self, codec: PeerCodec) -> None:
+        """What goes to all nodes is decoded by the first of them: equal bytes are equal messages."""
+        decode, known = codec.decode, self._decoded
+
+        def decode_once(data: bytes) -> Envelope:
+            envelope = known.get(data)
+            if envelope is None:
+                envelope = decode(data)
+                if isinstance(envelope.message, SENT_TO_ALL):
+                    if len(known) >= DECODED_MAX:
+                        known.clear()
+                    known[data] = envelope
+            return envelope
+
+        codec.decode = decode_once  # type: ignore[method-assign]
+
     def _node_started(self, node: PersistentPaxosNode) -> None:
         replica: Any = node.replica
         life = self.lives[node.uid] = node.replica.me
@@ -126,6 +150,7 @@ class Taps:
             self._applied(life.uid)
 
         checks.started(life)
+        self._decode_once(node.receiver.codec)
         replica.formation.admit = admit_and_tell
         replica.receive, messenger.send, performer._apply = receive_and_tell, send_and_tell, apply_and_tell
         node.applier.listeners.append(applied)
