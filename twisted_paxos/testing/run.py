@@ -33,6 +33,9 @@ SETTLE_MAX_S: Final = 8.0
 READ_MAX_S: Final = 5.0
 """So long may a piece of a log take to be read."""
 
+COMPACTION_MAX_S: Final = 1.0
+"""So long may it take between letting go of slots and saying so."""
+
 TRACE_MAX_LINES: Final = 200_000
 """The last lines of a trace that are kept."""
 
@@ -289,8 +292,11 @@ class Run:
             self._run_until(lambda: bool(read), self.cluster.clock.now_s + READ_MAX_S)  # noqa: B023
             if not read or not isinstance(read[0], list):
                 return False
-            if not read[0] and slot >= node.replica.log.log_start:
-                return False
+            if not read[0]:
+                # A compaction may be under way: slots go before the node is told so.
+                self._advance(COMPACTION_MAX_S)
+                if slot >= node.replica.log.log_start:
+                    return False
             slot += len(read[0])
         return True
 

@@ -19,6 +19,7 @@ from twisted_paxos.snapshots import Policy
 from twisted_paxos.testing.checks import VOTES, Checks
 from twisted_paxos.testing.cluster import SimulatedCluster, SimulatedNode
 from twisted_paxos.testing.registers import Registers
+from twisted_paxos.testing.rulechecks import READ_MESSAGES
 from twisted_paxos.testing.witness import tells_of
 from twisted_paxos.wire.peer import PeerCodec
 
@@ -74,7 +75,7 @@ class Taps:
 
     def _storage_made(self, node: SimulatedNode, storage: Any) -> None:
         checks, uid = self._checks, node.uid
-        recover, write, read = storage.recover, storage.write, storage.read_chosen
+        recover, write, read, note = storage.recover, storage.write, storage.read_chosen, storage.note_chosen
         life = Sender(uid, "", 0, "")
 
         def recover_and_tell(fresh: str, cluster: str, lost: bool = False) -> Recovered:
@@ -94,9 +95,15 @@ class Taps:
                 checks.stored_read(uid, entries)
                 return entries
 
+            checks.asked(life, upto_slot, storage.snapshot_slot)
             return read(from_slot, upto_slot, limit_bytes).addCallback(tell)
 
-        storage.recover, storage.write, storage.read_chosen = recover_and_tell, write_and_tell, read_and_tell
+        def note_and_tell(chosen_upto: int) -> None:
+            checks.noted(life, chosen_upto, storage.snapshot_slot)
+            note(chosen_upto)
+
+        storage.recover, storage.write = recover_and_tell, write_and_tell
+        storage.read_chosen, storage.note_chosen = read_and_tell, note_and_tell
 
     # -- nodes
 
@@ -123,11 +130,14 @@ class Taps:
         performer: Any = node.performer
         admit = replica.formation.admit
         receive, send, apply = replica.receive, messenger.send, performer._apply
+        install = replica.install
         checks, trace = self._checks, self._trace
 
         def receive_and_tell(sender: Sender, message: Any, now_s: float) -> Any:
             if tells_of(message, life.uid) is not NO_BALLOT and _listens_to(replica, sender):
                 checks.delivered(life, message)
+            if isinstance(message, READ_MESSAGES):
+                checks.took(life, sender, message)
             return receive(sender, message, now_s)
 
         def admit_and_tell(sender: Sender, message: Any) -> Any:
@@ -135,6 +145,11 @@ class Taps:
             if admitted[0] and isinstance(message, VOTES):
                 checks.admitted(life, sender)
             return admitted
+
+        def install_and_tell(slot: int, sets: Any, now_s: float) -> Any:
+            effects = install(slot, sets, now_s)
+            checks.installed(life, slot, replica.log)
+            return effects
 
         def send_and_tell(uids: Sequence[str], message: Any) -> None:
             checks.sent(life, message)
@@ -151,7 +166,7 @@ class Taps:
 
         checks.started(life)
         self._decode_once(node.receiver.codec)
-        replica.formation.admit = admit_and_tell
+        replica.formation.admit, replica.install = admit_and_tell, install_and_tell
         replica.receive, messenger.send, performer._apply = receive_and_tell, send_and_tell, apply_and_tell
         node.applier.listeners.append(applied)
 

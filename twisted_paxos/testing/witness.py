@@ -171,6 +171,7 @@ class Witness:
         """Rules 1 and 2: durable, and complete."""
         if promised < message.ballot:
             raise Violation(f"rule 1: {show(life)} promises {message.ballot}, its disk has {promised}")
+        self._is_member(life)
         if message.chosen_upto > self.chosen_upto:
             raise Violation(f"rule 3: {show(life)} reports slots up to {message.chosen_upto} as chosen")
         parts = self._parts.setdefault((life, message.promise_id), [])
@@ -205,11 +206,17 @@ class Witness:
         """Rules 1 and 5: durable, exactly these slots at exactly this ballot."""
         if promised < message.ballot:
             raise Violation(f"rule 1: {show(life)} accepted {message.ballot}, its disk has {promised}")
+        self._is_member(life)
         for slot in message.slots:
             if slot not in self.chosen and life.incarnation not in self._votes.get(
                 (slot, message.ballot), ()
             ):
                 raise Violation(f"rule 1: {show(life)} has not stored slot {slot} at {message.ballot}")
+
+    def _is_member(self, life: Sender) -> None:
+        """Rule 5: only who is configured votes: a founder, or whom a Replace named."""
+        if not self.membership.is_member(life):
+            raise Violation(f"rule 5: {show(life)} votes, and is no member")
 
     def _chosen(self, life: Sender, promised: ProposalID, stored: Stored, message: Chosen) -> None:
         """Rule 7: only what is chosen moves."""
