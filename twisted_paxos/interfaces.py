@@ -66,7 +66,8 @@ class IAcceptorStorage(Interface):
         least one entry is returned where there is one). Sees every write made before the call.
 
         Fails with:
-            StorageDamaged: a stored entry cannot be read back.
+            StorageDamaged: a stored entry is not what was written.
+            StorageUnreadable: the system cannot read it, now.
         """
 
     def close() -> Deferred[None]:
@@ -139,7 +140,8 @@ class ISnapshotReader(Interface):
     def read(number: int) -> Deferred[bytes]:
         """Piece ``number``, from 0, as it was written.
 
-        Fails with `StorageDamaged`: it cannot be read back.
+        Fails with `StorageDamaged`: it is not what was written; or with `StorageUnreadable`: the system
+        cannot read it, now.
         """
 
     def close() -> None:

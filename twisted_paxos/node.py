@@ -421,10 +421,11 @@ class PersistentPaxosNode(Service):
             return
         now_s = self._reactor.seconds()
         delay_s = max(0.001, self.replica.deadline_s(now_s) - now_s)
-        if self._timer is None or not self._timer.active():
+        timer = self._timer
+        if timer is None or not timer.active():
             self._timer = self._reactor.callLater(delay_s, self._tick)
-        elif self._timer.getTime() > now_s + delay_s + 0.001:
-            self._timer.reset(delay_s)
+        elif timer.getTime() > now_s + delay_s + 0.001:
+            timer.reset(delay_s)
 
     def _report(self, now_s: float) -> None:
         """Say who leads, when that changes, and for whom a node waits that cannot vote."""

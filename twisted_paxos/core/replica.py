@@ -249,7 +249,8 @@ class Replica:
             self._give_way_to(message.ballot)
         self.formation.reported(sender, message.ballot, max(message.slots, default=0))
         effects = self._learned(self.learner.on_accepted(sender, message, now_s), now_s)
-        effects.add(self.proposer.advance(now_s))
+        if self.proposer.phase is not Phase.IDLE:
+            effects.add(self.proposer.advance(now_s))
         return effects
 
     def _on_promise(self, sender: Sender, message: Promise, now_s: float) -> Effects:
@@ -300,7 +301,8 @@ class Replica:
             return Effects()
         chosen = self.learner.on_chosen_upto(sender.uid, status.chosen_upto, leads, now_s)
         effects = self._learned(chosen, now_s)
-        effects.add(self.proposer.advance(now_s))
+        if self.proposer.phase is not Phase.IDLE:
+            effects.add(self.proposer.advance(now_s))
         effects.add(self._elect(now_s))
         return effects
 
@@ -326,6 +328,8 @@ class Replica:
         The new sets are stored ahead of the slot that made them: a crash between the two must not
         leave a node that takes the slot as known and votes by the old sets.
         """
+        if not effects.chosen:
+            return effects
         changes = [entry for entry in effects.chosen if is_change(entry.value)]
         if not changes:
             return effects
@@ -411,8 +415,7 @@ class Replica:
         if self._told_works and not works:
             effects.add(self._news(now_s))
         self._told_works = works
-        may = self.acceptor.votes and proposer.phase is Phase.IDLE and not self.disk_stalled(now_s)
-        if may:
+        if proposer.phase is Phase.IDLE and self.acceptor.votes and not self.disk_stalled(now_s):
             answer = self.election.take_over(self.acceptor.promised, now_s)
             if answer is TakeOver.ASK:
                 effects.add(self._news(now_s))

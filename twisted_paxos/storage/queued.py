@@ -28,7 +28,14 @@ from twisted_paxos.core.records import (
     SaveIdentity,
     SavePromise,
 )
-from twisted_paxos.errors import StorageDamaged, StorageError, StorageFailed, StorageForeign, StorageFull
+from twisted_paxos.errors import (
+    StorageDamaged,
+    StorageError,
+    StorageFailed,
+    StorageForeign,
+    StorageFull,
+    StorageUnreadable,
+)
 from twisted_paxos.interfaces import IDiskExecutor, INodeStorage
 from twisted_paxos.storage.disk import reason
 from twisted_paxos.storage.snapshot import ISnapshotBackend, SnapshotReader, Snapshots, SnapshotWriter
@@ -215,7 +222,9 @@ class QueuedStorage:
         self._flush()  # the executor works in order, so the read sees what was written before it
         return self._executor.run(
             partial(
-                self._guarded, partial(self._backend.read, from_slot, upto_slot, limit_bytes), StorageDamaged
+                self._guarded,
+                partial(self._backend.read, from_slot, upto_slot, limit_bytes),
+                (StorageDamaged, StorageUnreadable),
             )
         )
 
@@ -245,7 +254,8 @@ class QueuedStorage:
         """Run work of the backend on the executor; what it says of room and damage ends nothing."""
         if not self._open:
             return fail(StorageFailed(f"{self.description} is not open"))
-        return self._executor.run(partial(self._guarded, work, (StorageFull, StorageDamaged)))
+        harmless = (StorageFull, StorageDamaged, StorageUnreadable)
+        return self._executor.run(partial(self._guarded, work, harmless))
 
     def close(self) -> Deferred[None]:
         """See `IAcceptorStorage`."""

@@ -61,6 +61,7 @@ from twisted_paxos.storage.sqliteformat import (
     encode_object,
     entry_row,
     object_crc,
+    read_error,
     read_object_copies,
     scan_rows,
 )
@@ -380,7 +381,7 @@ class SqliteBackend:
                     break
                 found.append(SlotEntry(slot, ProposalID(number, uid), Raw(value)))
         except sqlite3.DatabaseError as error:
-            raise StorageDamaged(f"{self.path}: {error}") from error
+            raise read_error(self.path, error) from error
         if len(found) == 0 and from_slot <= upto_slot and self._index.get(from_slot):
             raise StorageDamaged(f"{self.path}: the row of slot {from_slot} is missing")
         return found
