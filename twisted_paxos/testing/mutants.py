@@ -57,9 +57,10 @@ class Fate(NamedTuple):
 
 def hunt(name: str, seeds_max: int = SEEDS_MAX) -> Fate:
     """Run seeds with the mutant until one fails that does not fail without it."""
+    load = MUTANTS[name].load
     for seed in range(seeds_max):
-        outcome = run_seed(Wish(seed, mutant=name, minimised=False)).outcome
-        if outcome.check and not run_seed(Wish(seed, minimised=False)).outcome.check:
+        outcome = run_seed(Wish(seed, mutant=name, minimised=False, load=load)).outcome
+        if outcome.check and not run_seed(Wish(seed, minimised=False, load=load)).outcome.check:
             return Fate(name, seed + 1, outcome.check, outcome.what)
     return Fate(name, 0, "", "")
 
