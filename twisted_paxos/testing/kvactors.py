@@ -93,8 +93,8 @@ class Actors:
             done = await kv.txn(swap, [put(key, new)], [get(key)])
             if done.succeeded:
                 known[key] = new
-            elif done.responses[0].kvs:  # type: ignore[union-attr]
-                known[key] = done.responses[0].kvs[0].value  # type: ignore[union-attr]
+            elif done.responses[0].kvs:
+                known[key] = done.responses[0].kvs[0].value
         else:
             found = await kv.get(key, serializable=kind > 0.9)
             if found.kvs:
@@ -267,7 +267,7 @@ class Actors:
                 going.append(begun)
                 host.begin(self._follow(host, *begun))
             elif self._random.random() < 0.15:
-                watching, watch = going.pop(0)
+                _, watch = going.pop(0)
                 watch.close()
             await self._rest(host, 0.8)
 

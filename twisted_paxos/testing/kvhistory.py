@@ -47,7 +47,8 @@ class Request:
     def __str__(self) -> str:
         at = f" at {self.slot}.{self.index}" if self.slot else ""
         what = self.payload.decode(errors="replace")
-        return f"{self.kind} {what} of {self.host} ({self.start_s:.4f} to {self.end_s:.4f} s{at}, {self.outcome})"
+        when = f"{self.start_s:.4f} to {self.end_s:.4f} s"
+        return f"{self.kind} {what} of {self.host} ({when}{at}, {self.outcome})"
 
 
 @dataclass(eq=False)

@@ -38,8 +38,8 @@ TIMEOUT_S: Final = 3.0
 RECONNECT_S: Final = 0.3
 
 RATES: Final = (1.0, 1.0, 0.995, 1.005, 1.01)
-"""How fast clients' clocks run. Those of nodes run at most 1.01 times as fast as they should, so that two differ
-by less than the 2 % that a holder of a lease takes off."""
+"""How fast clients' clocks run. Those of nodes run at most 1.01 times as fast as they should: two differ by
+less than the 2 % that a holder of a lease takes off."""
 
 REFUSED = (Overloaded, Unavailable, ValueTooLarge, CancelledError)
 """A request that fails with one of these was not done, and never will be."""

@@ -34,7 +34,7 @@ from twisted_paxos.testing.kvwatchchecks import Exclusion, Watched
 
 HOSTS: Final = 3
 KV_CLOCK_RATES: Final = (0.5, 0.9, 0.99, 1.0, 1.01)
-"""How fast clocks of nodes run: not more than 2 % faster than those of holders of leases (docs/recipes.md)."""
+"""How fast clocks of nodes run: not more than 2 % faster than those of leases' holders (docs/recipes.md)."""
 
 LOOK_S: Final = 0.02
 """How often holders are asked whether they are sure."""
@@ -43,12 +43,11 @@ LOST_MAX_S: Final = 0.1
 """Whoever is not sure any more, and runs, is told by its ``lost`` within so long."""
 
 UNATTENDED_MAX_S: Final = 9.0
-"""Leases that nobody keeps alive are gone after so long: the longest time to live at the slowest clock,
+"""Leases that nobody keeps alive are gone after so long: the longest time to live, at the slowest clock,
 and a change of leader."""
 
 DRAINED_MAX_S: Final = 8.0
-"""So long may a watch take, once all is well, to give what is left: a node that is silent is left after three
-seconds."""
+"""So long may a watch take, once all is well, to give what is left: silent nodes are left after 3 s."""
 
 
 class KvLoad:

@@ -14,7 +14,7 @@ from twisted_paxos.testing.witness import Violation
 
 
 class Watched(KvCheck):
-    """Every watcher was given every event of its range once, in order, whole revisions together, until it ended."""
+    """Every watcher gets each event of its range once, in order, whole revisions together, to its end."""
 
     name = "kv watch"
 
@@ -98,9 +98,8 @@ class Watched(KvCheck):
             )
             reason = COMPACTED.message in watching.ended
             if not (reason and gone and watching.compact_revision > needed):
-                raise Violation(
-                    f"{watching} needs {needed}, and was ended at {watching.compact_revision}: {watching.ended}"
-                )
+                end = f"{watching.compact_revision}: {watching.ended}"
+                raise Violation(f"{watching} needs {needed}, and was ended at {end}")
 
 
 class Exclusion(KvCheck):

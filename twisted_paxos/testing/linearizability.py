@@ -5,8 +5,8 @@ for Linearizability" (2017): a set of linearized calls with the state that they 
 
 The register knows two operations: a read gives its value; a swap writes a value, unique in the
 history, and gives the value that it replaced. A call of unknown outcome has no end: it may take effect at any
-time after its start, or never, and gives nothing. A compare-and-swap is, by what came of it, a swap or a read; of
-unknown outcome, a swap that needs a certain value.
+time after its start, or never, and gives nothing. A compare-and-swap is, by what came of it, a swap or a
+read; of unknown outcome, a swap that needs a certain value.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ import click
 from rich.console import Console
 
 from twisted_paxos.errors import ConfigError
-from twisted_paxos.testing import core_bugs, node_bugs
+from twisted_paxos.testing import core_bugs, kv_bugs, kv_watch_bugs, node_bugs
 from twisted_paxos.testing.planting import MUTANTS
 from twisted_paxos.testing.seeds import Wish, run_all, run_seed, workers
 
@@ -28,7 +28,7 @@ __all__ = ["MUTANTS", "Fate", "hunt", "planted", "table"]
 SEEDS_MAX: Final = 500
 """How many seeds a mutant may survive."""
 
-_REGISTERED = (core_bugs, node_bugs)
+_REGISTERED = (core_bugs, node_bugs, kv_bugs, kv_watch_bugs)
 
 
 @contextmanager

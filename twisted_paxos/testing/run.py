@@ -354,9 +354,10 @@ class Run:
         check, what = self.checks.violation or ("", "")
         if check:
             self.trace.tell(f"VIOLATION {check}: {what}")
-        its = self.kv.history.requests if self.kv is not None else []
-        done = [op for op in (*self.workload.ops, *its) if op.outcome == "done"]
-        reads = sum(op.is_read for op in done)
+        done = [op.is_read for op in self.workload.ops if op.outcome == "done"]
+        if self.kv is not None:
+            done += [request.is_read for request in self.kv.history.requests if request.outcome == "done"]
+        reads = sum(done)
         clock = self.cluster.clock
         return Outcome(
             self.schedule.seed,
