@@ -45,9 +45,13 @@ def lease_from_receipt() -> Sequence[Patch]:
 
 
 @kv_mutant("5 log time")
-def lease_sure_until_told() -> Sequence[Patch]:
-    """A holder is sure of its lease until somebody says that it is over."""
-    return [mock.patch.object(Lease, "sure", property(lambda self: not self._ended))]
+def lease_sure_too_long() -> Sequence[Patch]:
+    """A holder is sure of its lease for half its time longer than it was promised."""
+
+    def renewed(original: Any, self: Lease, sent_s: float) -> None:
+        original(self, sent_s + self.ttl_s / 2)
+
+    return [wrap(Lease, "_renewed", renewed)]
 
 
 @kv_mutant("5 log time")

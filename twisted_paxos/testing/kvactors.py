@@ -152,15 +152,16 @@ class Actors:
 
     async def leases(self, host: KvHost) -> None:
         """Leases that are kept alive, then revoked, or left to themselves."""
+        held = host.leases
         while self.running:
             try:
                 lease = await _client(host).lease(self._random.choice((1, 1, 2, 3)))
             except PaxosError:
                 await self._rest(host, 0.5)
                 continue
-            host.leases.append(lease)
+            held.append(lease)
             await self._use_lease(host, lease)
-            host.leases.remove(lease)
+            held.remove(lease)
 
     async def _use_lease(self, host: KvHost, lease: Lease) -> None:
         random, kv = self._random, _client(host).kv
@@ -206,14 +207,15 @@ class Actors:
         await self._contend(host, lambda ttl_s: Election(_client(host), "election", ttl_s=ttl_s))
 
     async def _contend(self, host: KvHost, make: Callable[[int], Place]) -> None:
+        places = host.places
         while self.running:
             place = make(self._random.choice((1, 2)))
-            host.places.append(place)
+            places.append(place)
             try:
                 await self._turn(host, place)
             except PaxosError:
                 await self._rest(host, 0.2)
-            host.places.remove(place)
+            places.remove(place)
             await self._rest(host, 0.1)
 
     async def _turn(self, host: KvHost, place: Place) -> None:

@@ -83,6 +83,7 @@ class KvHost:
         self._history = history
         self._number = number
         self._report = report
+        self._closed = False
         self._actors: list[Callable[[KvHost], Coroutine[Any, Any, None]]] = []
         self._jobs: list[Deferred[None]] = []
         self._clients: list[Client] = []
@@ -139,7 +140,7 @@ class KvHost:
         self._jobs.append(Deferred.fromCoroutine(job).addErrback(self._failed))
 
     def _failed(self, failure: Failure) -> None:
-        if not failure.check(CancelledError):
+        if not (self._closed or failure.check(CancelledError)):
             self._report("exception", failure.getTraceback())
 
     def sleep(self, seconds: float) -> Deferred[None]:
@@ -168,6 +169,7 @@ class KvHost:
 
     def close(self) -> None:
         """The run is over: end what is left, so that nothing of it runs later."""
+        self._closed = True
         for job in self._jobs:
             job.cancel()
         for client in self._clients:

@@ -117,6 +117,7 @@ class KvLoad:
 
     def close(self) -> None:
         """The run is over."""
+        self._actors.running = False
         for host in self.hosts:
             host.close()
 
