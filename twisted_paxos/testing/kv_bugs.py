@@ -99,9 +99,9 @@ def keep_alive_revives() -> Sequence[Patch]:
 
 
 @kv_mutant("5 leases")
-def lease_never_expires() -> Sequence[Patch]:
-    """A lease that nobody keeps alive stays."""
-    return [mock.patch.object(Leases, "next_expired", lambda self, time_ms: None)]
+def expired_keys_stay() -> Sequence[Patch]:
+    """A lease that nobody keeps alive ends, and its keys stay."""
+    return [mock.patch.object(KeyValueStore, "_delete_keys", lambda self, keys: None)]
 
 
 @kv_mutant("5 leases")
