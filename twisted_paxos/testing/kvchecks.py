@@ -200,7 +200,9 @@ class Reads(KvCheck):
                 for slot, revision in replay.compacted
             )
             stale = not fresh or query.revision > seen
-            if not ((told == COMPACTED and compacted) or (told == FUTURE_REVISION and stale)):
+            if not query.revision or not (
+                (told == COMPACTED and compacted) or (told == FUTURE_REVISION and stale)
+            ):
                 raise Violation(f"{request} was answered with {told}")
             return
         if fresh and told.revision < seen:
