@@ -175,7 +175,7 @@ class PersistentPaxosNode(Service):
             self.config.disk_stall_ms / 1000,
             self.config.client_told,
         )
-        self.replica = Replica(settings, recovered, self._entropy(), self._random, self._started_s)
+        self.replica = Replica(settings, recovered, self._random, self._started_s)
         codec = PeerCodec(self.cluster, self.config.cluster_key)
         self.receiver = Receiver(codec, self._reactor)
         self.messenger = SocketMessenger(

@@ -88,7 +88,6 @@ class Replica:
     Args:
         settings: see there.
         recovered: what storage held.
-        boot_id: random, of this start.
         random: gives numbers in [0, 1), for jitter; nothing that is decided depends on it.
         now_s: the time of the start.
 
@@ -102,13 +101,12 @@ class Replica:
         self,
         settings: ReplicaSettings,
         recovered: Recovered,
-        boot_id: str,
         random: Callable[[], float],
         now_s: float,
     ) -> None:
         self.settings = settings
         self.membership = Membership(settings.voters, {})
-        self.formation = Formation(recovered.identity, self.membership, boot_id, settings.heartbeat_s * 2)
+        self.formation = Formation(recovered, self.membership, settings.heartbeat_s * 2)
         self.log = Log(recovered.chosen_upto, recovered.log_start, recovered.entries)
         self.acceptor = Acceptor(self.log, recovered.promised, self.formation.is_voter)
         self.learner = Learner(self.log, self.membership, random)
@@ -119,11 +117,9 @@ class Replica:
         # Numbers go on from start to start: an answer to an earlier one must never fit a new question.
         first_id = self.me.boot * IDS_PER_BOOT
         self.requests = Requests(random, first_id)
-        self.reads = Reads(settings.uid, self.acceptor, self.proposer, random, boot_id)
+        self.reads = Reads(settings.uid, self.acceptor, self.proposer, random, self.me.boot_id)
         self.disk_waiting_since_s: float | None = None
         self.disk_full = False
-        self._recovered_promised = recovered.promised
-        self._recovered_upto = max(recovered.entries, default=recovered.chosen_upto)
         self._took_over_s = now_s
         self._told_works = False
         self._next_admit_s = now_s
@@ -197,8 +193,6 @@ class Replica:
             leader=self.leader,
             leader_works=self.leader_works(now_s),
             promised=self.acceptor.promised,
-            recovered_promised=self._recovered_promised,
-            recovered_upto=self._recovered_upto,
             voter=self.acceptor.votes,
             chosen_upto=self.log.chosen_upto,
             log_start=self.log.log_start,

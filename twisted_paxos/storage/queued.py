@@ -49,7 +49,7 @@ class IStorageBackend(ISnapshotBackend):
     log_bytes: int = Attribute("See `IAcceptorStorage`.")
     wants_upkeep: bool = Attribute("Whether `upkeep` has something to do; read from the reactor's thread.")
 
-    def recover(fresh_incarnation: str, cluster: str, lost: bool) -> Recovered:
+    def recover(word: str, cluster: str, lost: bool) -> Recovered:
         """See `IAcceptorStorage`; holds nothing open when it raises."""
 
     def commit(writes: Sequence[Write], chosen_upto: int) -> list[StorageFull | None]:
@@ -181,9 +181,9 @@ class QueuedStorage:
         """See `IAcceptorStorage`."""
         return self._backend.log_bytes
 
-    def recover(self, fresh_incarnation: str, cluster: str, lost: bool = False) -> Recovered:
+    def recover(self, word: str, cluster: str, lost: bool = False) -> Recovered:
         """See `IAcceptorStorage`."""
-        recovered = self._backend.recover(fresh_incarnation, cluster, lost)
+        recovered = self._backend.recover(word, cluster, lost)
         self._chosen_upto = recovered.chosen_upto
         self._snapshots.newest = self._backend.snapshot
         self._open = True
@@ -255,11 +255,15 @@ class QueuedStorage:
         self._flush()
         self._snapshots.stop()
         was_open, self._open = self._open, False
-        try:
-            if was_open:
+        failure: BaseException | None = None
+        if was_open:
+            try:
                 await self._executor.run(self._finish)
-        finally:
-            await self._executor.close()
+            except Exception as error:  # raised below: a dropped coroutine may not await in `finally`
+                failure = error
+        await self._executor.close()
+        if failure is not None:
+            raise failure
 
     def _finish(self) -> None:
         try:
