@@ -191,7 +191,7 @@ class PersistentPaxosNode(Service):
             self._reactor,
             self.storage,
             self.state,
-            self.replica.requests.applied,
+            self.replica.requests.owners_of,
             self.replica.applied,
             self._fail,
             lambda: self.performer.stored_upto,
