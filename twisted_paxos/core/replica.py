@@ -96,6 +96,7 @@ class Replica:
         disk_waiting_since_s: since when the oldest unfinished write waits; None when there is
             none. Set by whoever performs the effects.
         disk_full: there is no room to write. Set likewise.
+        take_overs: how many times it started phase 1.
     """
 
     def __init__(
@@ -122,6 +123,7 @@ class Replica:
         self.reads = Reads(settings.uid, self.acceptor, self.proposer, random, boot_id)
         self.disk_waiting_since_s: float | None = None
         self.disk_full = False
+        self.take_overs = 0
         self._recovered_promised = recovered.promised
         self._recovered_upto = max(recovered.entries, default=recovered.chosen_upto)
         self._took_over_s = now_s
@@ -427,6 +429,7 @@ class Replica:
         return effects
 
     def _take_over(self, now_s: float) -> Effects:
+        self.take_overs += 1
         above = max(self.acceptor.promised, self.election.highest_seen)
         effects = self.proposer.take_over(above, now_s)
         self.acceptor.promised = self.proposer.ballot
