@@ -62,7 +62,7 @@ class Measures:
         self._full = False
         self._snapshot_slot = 0
         me = parts.replica.me
-        self.note("start", f"{me.uid} started, for the {me.boot}. time")
+        self.note("start", f"{me.uid} started (start {me.boot})")
 
     def note(self, kind: str, text: str) -> None:
         """Put an event into the journal."""
