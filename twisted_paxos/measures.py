@@ -98,7 +98,7 @@ class Measures:
             if works:
                 self.note("leader", f"{self._leader.uid} leads on, ballot {self._leader}")
             else:
-                self.note("no_leader", "no leader that works")
+                self.note("no_leader", "no working leader")
 
     def _note_reached(self, reached: set[str]) -> None:
         for uid in sorted(reached - self._reached):
