@@ -133,6 +133,7 @@ class NodeFigures(Struct, frozen=True, kw_only=True):
         disk_waiting_s: for how long the oldest unfinished write has waited.
         snapshots: see there.
         store: of the key-value store; None with another state machine.
+        quota_bytes: how large the store may become.
         sessions: open client sessions.
         clients: connected clients.
         client_drops: connections and frames of clients that were refused, by reason.
@@ -165,6 +166,7 @@ class NodeFigures(Struct, frozen=True, kw_only=True):
     disk_waiting_s: float = 0.0
     snapshots: SnapshotFigures = SnapshotFigures()
     store: StoreStatus | None = None
+    quota_bytes: int = 0
     sessions: int = 0
     clients: int = 0
     client_drops: Mapping[str, int] = {}

@@ -142,6 +142,7 @@ class Measures:
             disk_waiting_s=0.0 if waiting_s is None else max(0.0, now_s - waiting_s),
             snapshots=self._snapshot_figures(storage),
             store=machine.status() if isinstance(machine, KeyValueStore) else None,
+            quota_bytes=machine.limits.quota_bytes if isinstance(machine, KeyValueStore) else 0,
             sessions=len(applier.state.sessions),
             notes=self.journal.read(),
         )

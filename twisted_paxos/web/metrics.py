@@ -144,6 +144,9 @@ def _store(figures: NodeFigures) -> Iterator[Metric]:
     if figures.store is not None:
         for name, text, number in STORE_GAUGES:
             yield GaugeMetricFamily(name, text, number(figures.store))
+        yield GaugeMetricFamily(
+            "paxos_store_quota_bytes", "How large the store may become.", figures.quota_bytes
+        )
 
 
 def _messages(figures: NodeFigures) -> Iterator[Metric]:
