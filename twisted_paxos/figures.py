@@ -137,6 +137,8 @@ class NodeFigures(Struct, frozen=True, kw_only=True):
         sessions: open client sessions.
         clients: connected clients.
         client_drops: connections and frames of clients that were refused, by reason.
+        http_clients: connections to the HTTP port.
+        http_drops: connections and requests there that were refused, by reason.
         notes: recent events.
     """
 
@@ -170,4 +172,6 @@ class NodeFigures(Struct, frozen=True, kw_only=True):
     sessions: int = 0
     clients: int = 0
     client_drops: Mapping[str, int] = {}
+    http_clients: int = 0
+    http_drops: Mapping[str, int] = {}
     notes: tuple[Note, ...] = ()

@@ -54,6 +54,7 @@ GAUGES: Final[tuple[tuple[str, str, Number], ...]] = (
     ("paxos_snapshot_running", "1 while a snapshot is made or fetched.", lambda f: f.snapshots.running),
     ("paxos_sessions", "Open client sessions.", lambda f: f.sessions),
     ("paxos_clients", "Connected clients.", lambda f: f.clients),
+    ("paxos_http_clients", "Connections to the HTTP port.", lambda f: f.http_clients),
     ("paxos_uptime_seconds", "Since the start of the node.", lambda f: f.status.uptime_s),
 )  # fmt: skip
 """Name, help, number."""
@@ -160,7 +161,12 @@ def _messages(figures: NodeFigures) -> Iterator[Metric]:
     drops = CounterMetricFamily(
         "paxos_dropped", "Messages dropped, by origin and reason.", labels=["from", "reason"]
     )
-    for origin, reasons in (("peer", figures.status.dropped), ("client", figures.client_drops)):
+    origins = {
+        "peer": figures.status.dropped,
+        "client": figures.client_drops,
+        "http": figures.http_drops,
+    }
+    for origin, reasons in origins.items():
         for reason, count in sorted(reasons.items()):
             drops.add_metric([origin, reason], count)
     yield drops
