@@ -224,6 +224,9 @@ class INode(Interface):
     def status() -> object:
         """A `twisted_paxos.statemachine.commands.NodeStatus` of this moment."""
 
+    def figures() -> object:
+        """The `twisted_paxos.figures.NodeFigures` of this moment; cheap enough for a few times a second."""
+
     def read_log(from_slot: int, limit_bytes: int) -> Deferred[list[SlotEntry]]:
         """Chosen entries from ``from_slot`` on, as many as fit; empty when there are none yet.
 

@@ -19,6 +19,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from twisted_paxos.core import limits
+from twisted_paxos.core.histogram import Histogram
 from twisted_paxos.core.messages import FetchPiece, Piece, Sender
 from twisted_paxos.errors import StorageDamaged, StorageError, StorageFull
 from twisted_paxos.interfaces import (
@@ -115,6 +116,11 @@ class SnapshotMaker:
         served_from: gives the slot of the oldest snapshot that a peer is fetching.
         hold: told whether proposing has to wait for the snapshot, when that changes.
         policy: when.
+
+    Attributes:
+        running: while one is made.
+        made, failed: how many were complete, and how many were given up for a full disk.
+        durations: how long they took, in seconds.
     """
 
     def __init__(
@@ -129,6 +135,9 @@ class SnapshotMaker:
         policy: Policy,
     ) -> None:
         self.running: Deferred[None] | None = None
+        self.made = 0
+        self.failed = 0
+        self.durations = Histogram()
         self._clock = clock
         self._storage = storage
         self._state = state
@@ -204,11 +213,14 @@ class SnapshotMaker:
         self._compacted(keep_from)
         self._log_start = log_start = await self._storage.compact(keep_from - 1)
         self._floor_bytes = self._storage.log_bytes
+        took_s = self._clock.seconds() - started_s
+        self.made += 1
+        self.durations.observe(took_s)
         log.info(
             "snapshot of slot {slot}: {size} bytes in {seconds} s; the log starts at {start}",
             slot=writer.slot,
             size=size_bytes,
-            seconds=round(self._clock.seconds() - started_s, 3),
+            seconds=round(took_s, 3),
             start=log_start,
         )
 
@@ -239,6 +251,7 @@ class SnapshotMaker:
         if self._stopped or failure.check(CancelledError):
             return
         failure.trap(StorageError)
+        self.failed += 1
         writer.abort()
         log.error("no snapshot of slot {slot}: {error}", slot=writer.slot, error=failure.getErrorMessage())
         self._floor_bytes = self._storage.log_bytes
@@ -321,6 +334,9 @@ class SnapshotReceiver:
         messenger: asks peers.
         stored: told the slot when it is complete and durable.
         random: gives numbers in [0, 1), for jitter.
+
+    Attributes:
+        fetched: how many were complete.
     """
 
     def __init__(
@@ -336,6 +352,7 @@ class SnapshotReceiver:
         self._messenger = messenger
         self._stored = stored
         self._random = random
+        self.fetched = 0
         self._sources: deque[str] = deque()
         self._writer: ISnapshotWriter | None = None
         self._next = 0
@@ -406,6 +423,7 @@ class SnapshotReceiver:
             return
         self._busy = True
         await writer.finish()
+        self.fetched += 1
         self._end()
         if not self._stopped:
             self._stored(writer.slot)

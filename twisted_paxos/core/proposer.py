@@ -25,6 +25,7 @@ from msgspec import Raw
 from twisted_paxos.core import limits
 from twisted_paxos.core.ballot import NO_BALLOT, ProposalID
 from twisted_paxos.core.effects import EVERYONE, Effects, Send
+from twisted_paxos.core.histogram import Histogram
 from twisted_paxos.core.learner import Learner
 from twisted_paxos.core.log import Log
 from twisted_paxos.core.messages import (
@@ -119,6 +120,7 @@ class Proposer:
         wanted_time_ms: the log time that the state machine waits for, if any.
         held: commands wait, for the time being; set by whoever performs the effects.
         promises_received: ids of the acceptors whose complete promise for ``ballot`` is here.
+        commits: how long slots took from being proposed to being chosen, in seconds.
     """
 
     takes = (Promise, Nack)
@@ -142,6 +144,7 @@ class Proposer:
         self.clock = LogClock(log_time_step_max_s)
         self.wanted_time_ms: int | None = None
         self.held = False
+        self.commits = Histogram()
         self._timer = RetryTimer(random)
         self._parts: dict[str, tuple[tuple[int, int], dict[int, Promise]]] = {}
         self._promises: dict[str, tuple[str, list[Promise]]] = {}
@@ -275,6 +278,7 @@ class Proposer:
             return effects
         for slot in [slot for slot in self._in_flight if self.log.is_chosen(slot)]:
             proposal = self._in_flight.pop(slot)
+            self.commits.observe(now_s - proposal.proposed_s)
             if proposal.tries == 1:
                 self._timer.sample(now_s - proposal.proposed_s)
         while len(self._in_flight) < limits.PIPELINE_SLOTS:
@@ -346,6 +350,11 @@ class Proposer:
         """Propose a change of members, before what waits; one at a time."""
         if self.phase is Phase.LEADING and not self._changes:
             self._changes.append(replace)
+
+    @property
+    def in_flight(self) -> int:
+        """How many slots are proposed and not chosen."""
+        return len(self._in_flight)
 
     @property
     def can_propose(self) -> bool:

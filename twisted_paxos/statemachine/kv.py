@@ -252,7 +252,11 @@ class KeyValueStore:
             return Raw(encode(self.lease_time_to_live(query.lease_id, query.keys)))
         if isinstance(query, LeasesQuery):
             return Raw(encode(self.leases()))
-        status = StoreStatus(
+        return Raw(encode(self.status()))
+
+    def status(self) -> StoreStatus:
+        """How the store is."""
+        return StoreStatus(
             self.revision,
             self.compact_revision,
             len(self),
@@ -261,7 +265,6 @@ class KeyValueStore:
             len(self.watches),
             self._time_ms,
         )
-        return Raw(encode(status))
 
     # ---------------------------------------------------------------- commands
 
