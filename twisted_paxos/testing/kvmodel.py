@@ -284,8 +284,11 @@ class Comparison:
             ttl_s, end = model.leases[lease]
             same(f"lease {lease}", (left.ttl, left.granted_ttl), ((end - model.time_ms) // 1000, ttl_s))
             same(f"keys of lease {lease}", left.keys, tuple(keys))
-        deadline_ms = min((end for _, end in model.leases.values()), default=None)
-        same("deadline_ms", self._store.deadline_ms, deadline_ms)
+        lease_ms = min((end for _, end in model.leases.values()), default=None)
+        deadline_ms = self._store.deadline_ms
+        if deadline_ms != lease_ms:  # then it is of history that grows old, which comes before
+            sooner = deadline_ms is not None and (lease_ms is None or deadline_ms < lease_ms)
+            same(f"deadline_ms {deadline_ms} before {lease_ms}", sooner and deadline_ms > model.time_ms, True)
         self.counts["old reads"] += 1
 
     # ----------------------------------------------------------------- watches
