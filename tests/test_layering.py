@@ -18,6 +18,7 @@ ANYTHING = None
 LAYERS: dict[str, tuple[str, ...] | None] = {
     # A module, or a package with all in it, and what of ours it may import besides itself.
     "errors": (),
+    "framing": (),
     "addresses": ("errors",),
     "config": ("errors", "addresses"),
     "core": ("errors",),
@@ -26,7 +27,7 @@ LAYERS: dict[str, tuple[str, ...] | None] = {
     "figures": ("core", "statemachine"),
     "interfaces": ("errors", "core", "statemachine"),
     "storage": ("errors", "core", "interfaces"),
-    "protocols": ("errors", "core", "wire", "statemachine", "interfaces", "config", "addresses"),
+    "protocols": ("errors", "framing", "core", "wire", "statemachine", "interfaces", "config", "addresses"),
     "applier": ("errors", "core", "statemachine", "interfaces"),
     "snapshots": ("errors", "core", "statemachine", "interfaces"),
     "reads": ("errors", "core"),
@@ -46,7 +47,7 @@ LAYERS: dict[str, tuple[str, ...] | None] = {
     "jsonlog": (),
     "tap": ("errors", "config", "jsonlog", "service"),
     "__main__": (),
-    "client": ("errors", "core", "wire", "statemachine"),
+    "client": ("errors", "framing", "core", "wire", "statemachine"),
     "cli": ANYTHING,
     "testing": ANYTHING,
     "__init__": ANYTHING,

@@ -43,7 +43,8 @@ class Applier:
         clock: the reactor.
         storage: where earlier slots are.
         state: what slots are applied to.
-        take_owner: gives whoever waits for a (client, sequence), once.
+        owners_of: gives whoever waits for each of a slot's commands (or None), once; an empty
+            list when nobody waits for any.
         applied: told (commands, log time in ms, the log time that the state machine waits for).
         failed: told when a stored slot cannot be read or decoded.
         stored_upto: gives the last slot whose chosen value storage certainly has.
@@ -62,7 +63,7 @@ class Applier:
         clock: IReactorTime,
         storage: IAcceptorStorage,
         state: ReplicatedState,
-        take_owner: Callable[[tuple[str, int]], Any],
+        owners_of: Callable[[Sequence[Command]], Sequence[Any]],
         applied: Callable[[Sequence[Command], int, int | None], None],
         failed: Callable[[str | Failure], None],
         stored_upto: Callable[[], int],
@@ -76,7 +77,7 @@ class Applier:
         self.listeners: list[Callable[[int, ProposalID, Sequence[Command]], None]] = []
         self._clock = clock
         self._storage = storage
-        self._take_owner = take_owner
+        self._owners_of = owners_of
         self._applied = applied
         self._failed = failed
         self._stored_upto = stored_upto
@@ -193,9 +194,7 @@ class Applier:
             raise StorageDamaged(f"the value chosen in slot {entry.slot} is no value: {error}") from None
         applied = self.state.apply(entry.slot, value)
         self._count(applied)
-        take_owner = self._take_owner
-        for result in applied.results:
-            owner = take_owner((result.client, result.sequence))
+        for owner, result in zip(self._owners_of(value.commands), applied.results, strict=False):
             if owner is not None:
                 results.setdefault(id(owner), (owner, []))[1].append(result)
         self._applied(value.commands, self.state.log_time_ms, self.state.machine.deadline_ms)

@@ -177,7 +177,7 @@ class PersistentPaxosNode(Service):
             self.config.disk_stall_ms / 1000,
             self.config.client_told,
         )
-        self.replica = Replica(settings, recovered, self._entropy(), self._random, self._started_s)
+        self.replica = Replica(settings, recovered, self._random, self._started_s)
         codec = PeerCodec(self.cluster, self.config.cluster_key)
         self.receiver = Receiver(codec, self._reactor)
         self.messenger = SocketMessenger(
@@ -193,7 +193,7 @@ class PersistentPaxosNode(Service):
             self._reactor,
             self.storage,
             self.state,
-            self.replica.requests.applied,
+            self.replica.requests.owners_of,
             self.replica.applied,
             self._fail,
             lambda: self.performer.stored_upto,
@@ -239,6 +239,7 @@ class PersistentPaxosNode(Service):
             lambda slot: committed_sets(self.replica.membership.sets, slot, limits.ALPHA),
             self.replica.compacted,
             self.snapshot_server.oldest,
+            self._hold,
             self._snapshot_policy,
         )
         self.snapshot_receiver = SnapshotReceiver(
@@ -246,6 +247,11 @@ class PersistentPaxosNode(Service):
         )
 
     # -- snapshots
+
+    def _hold(self, held: bool) -> None:
+        """Commands wait while the log outgrows the snapshot that is being written."""
+        self.replica.proposer.held = held
+        self._plan_flush()
 
     def _restore(self, snapshot_slot: int) -> None:
         """Bring the state to the newest snapshot, then on along the log."""
@@ -432,10 +438,11 @@ class PersistentPaxosNode(Service):
             return
         now_s = self._reactor.seconds()
         delay_s = max(0.001, self.replica.deadline_s(now_s) - now_s)
-        if self._timer is None or not self._timer.active():
+        timer = self._timer
+        if timer is None or not timer.active():
             self._timer = self._reactor.callLater(delay_s, self._tick)
-        elif self._timer.getTime() > now_s + delay_s + 0.001:
-            self._timer.reset(delay_s)
+        elif timer.getTime() > now_s + delay_s + 0.001:
+            timer.reset(delay_s)
 
     def _report(self, now_s: float) -> None:
         """Say who leads, when that changes, and for whom a node waits that cannot vote."""

@@ -77,7 +77,7 @@ class Options(usage.Options):
         ["disk-stall-ms", None, None, "A leader whose disk is stuck for so long gives way [default: 2000]"],
         ["datagram-max-bytes", None, None, "The largest datagram [default: 60000 on loopback, else 1400]"],
         ["snapshot-slots", None, None, "Make a snapshot after so many slots [default: 10000]"],
-        ["snapshot-log-mb", None, None, "Or when the log has grown to so many MiB [default: 64]"],
+        ["snapshot-log-mb", None, None, "Or when the log has grown by so many MiB [default: 40]"],
         ["cluster-key", None, None, "A file with the key that authenticates messages between nodes."],
     ]
 

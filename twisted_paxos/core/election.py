@@ -179,8 +179,13 @@ class Election:
 
     def reaches_majority(self, voter: bool, now_s: float) -> bool:
         """Whether this node, when it votes, and those that it reaches are a majority."""
-        own = {self.uid} if voter else set()
-        return self.membership.is_majority(self.reached(now_s) | own)
+        # Asked for each heartbeat that a leader hears: no set is made for it.
+        since_s = now_s - MAJORITY_SILENT_HEARTBEATS * self.heartbeat_s
+        voters, count = self.membership.voters, int(voter and self.uid in self.membership.voters)
+        for uid, heard in self._heard.items():
+            if heard.voter and heard.reached_s >= since_s and uid in voters:
+                count += 1
+        return count >= self.membership.majority
 
     def leader_works(self, promised: ProposalID, now_s: float) -> bool:
         """Whether a leader (another node) was heard lately and this node may still accept from it."""

@@ -67,6 +67,9 @@ class Learner:
 
     def on_accepted(self, sender: Sender, message: Accepted, now_s: float) -> Effects:
         """Count one acceptor's votes."""
+        if max(message.slots, default=0) <= self.log.chosen_upto:
+            # A majority was there before: with five voters, two Accepteds of each slot come too late.
+            return Effects()
         for slot in message.slots:
             if slot <= self.log.chosen_upto:
                 continue

@@ -118,6 +118,7 @@ class Proposer:
         phase: idle, preparing or leading.
         ballot: its own, NO_BALLOT since the start of the node until it takes over.
         wanted_time_ms: the log time that the state machine waits for, if any.
+        held: commands wait, for the time being; set by whoever performs the effects.
         promises_received: ids of the acceptors whose complete promise for ``ballot`` is here.
         commits: how long slots took from being proposed to being chosen, in seconds.
     """
@@ -143,6 +144,7 @@ class Proposer:
         self.clock = LogClock(log_time_step_max_s)
         self.wanted_time_ms: int | None = None
         self.commits = Histogram()
+        self.held = False
         self._timer = RetryTimer(random)
         self._parts: dict[str, tuple[tuple[int, int], dict[int, Promise]]] = {}
         self._promises: dict[str, tuple[str, list[Promise]]] = {}
@@ -298,7 +300,7 @@ class Proposer:
     def _next_value(self, now_s: float) -> Raw | None:
         if self._changes:
             return encode_change(self.clock.read_ms(now_s), self._changes.popleft())
-        if self._queue:
+        if self._queue and not self.held:
             return encode_value(self.clock.read_ms(now_s), self._next_batch())
         time_ms = self.clock.read_ms(now_s)
         if self._next_slot < self.membership.latest_from:
@@ -359,6 +361,7 @@ class Proposer:
         """Whether commands wait that `advance` would propose now."""
         return (
             bool(self._queue)
+            and not self.held
             and not self._recovered
             and len(self._in_flight) < limits.PIPELINE_SLOTS
             and self._next_slot <= self.log.chosen_upto + limits.ALPHA

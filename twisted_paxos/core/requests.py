@@ -111,6 +111,13 @@ class Requests:
         self._bytes -= len(command.payload) + COMMAND_OVERHEAD_BYTES
         return self.owners.pop(key)
 
+    def owners_of(self, commands: Sequence[Command]) -> list[Any]:
+        """`applied` for all commands of a slot; an empty list, quickly, when nobody waits for anything."""
+        if not self._commands:
+            return []
+        applied = self.applied
+        return [applied((command.client, command.sequence)) for command in commands]
+
     def forget(self, owner: Any) -> None:
         """Stop trying for what ``owner`` submitted."""
         for key in [key for key, its in self.owners.items() if its is owner]:

@@ -35,6 +35,7 @@ class Receiver:
         clock: the reactor.
 
     Attributes:
+        codec: as given.
         dropped: how many were dropped, by reason; the reasons are few and fixed.
         received: how many messages came, by type.
         received_bytes: their size together.
@@ -44,14 +45,14 @@ class Receiver:
         self.dropped: dict[str, int] = {}
         self.received: dict[str, int] = {}
         self.received_bytes = 0
-        self._codec = codec
+        self.codec = codec
         self._clock = clock
         self._reported_s: dict[str, float] = {}
 
     def decode(self, data: bytes, source: object) -> Envelope | None:
         """The message in ``data``, or None when it is dropped."""
         try:
-            envelope = self._codec.decode(data)
+            envelope = self.codec.decode(data)
         except WireError as error:
             self.drop(error.reason, source, str(error))
             return None
