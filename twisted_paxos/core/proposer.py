@@ -143,8 +143,8 @@ class Proposer:
         self.promises_received: set[str] = set()
         self.clock = LogClock(log_time_step_max_s)
         self.wanted_time_ms: int | None = None
-        self.commits = Histogram()
         self.held = False
+        self.commits = Histogram()
         self._timer = RetryTimer(random)
         self._parts: dict[str, tuple[tuple[int, int], dict[int, Promise]]] = {}
         self._promises: dict[str, tuple[str, list[Promise]]] = {}
