@@ -14,11 +14,14 @@ from unittest import SkipTest
 
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThread
+from twisted.logger import Logger
 
 from twisted_paxos.client import connect
 from twisted_paxos.testing.nodes import NodeProcess, free_ports, poll
 
 from .support import SLOW_S, ProcessCase
+
+log = Logger()
 
 KILLS = 3
 SHOWN_S = 2.0
@@ -158,6 +161,7 @@ class StatusPageTests(StatusPageCase):
             self.nodes[old].start()
             await self.nodes[old].wait_ready(SLOW_S)
             await self.shows_all()
+        log.info("the page showed the next leader after {took_s} s", took_s=took_s)
         self.assertLess(statistics.median(took_s), SHOWN_S, took_s)
         events = await self.run_script("return document.getElementById('events').textContent")
         self.assertIn(f"{new} leads, ballot", events)
