@@ -58,7 +58,17 @@ class _Socket:
 
 
 class PausableTransport(StringTransport):
-    """A transport whose peer may stop reading."""
+    """A transport whose peer may stop reading.
+
+    Attributes:
+        aborting: the node cut the connection.
+    """
+
+    aborting = False
+
+    def abortConnection(self) -> None:
+        """The node cuts it."""
+        self.aborting = True
 
     def pause(self) -> None:
         """It does."""
@@ -122,7 +132,7 @@ class HttpClient:
     @property
     def closed(self) -> bool:
         """Whether the node closed it."""
-        return bool(self.transport.disconnecting or self.transport.aborting or self.transport.disconnected)
+        return bool(self.transport.disconnecting or self.transport.aborting)
 
 
 class WebCase(SynchronousTestCase):
@@ -153,7 +163,9 @@ class WebCase(SynchronousTestCase):
         body = message if isinstance(message, bytes) else json.dumps(message or {}).encode()
         client.send(f"/v3/{path}", body, **options)
         self.clock.advance(0)
-        return client.reply()
+        reply = client.reply()
+        client.leave()
+        return reply
 
     def get(self, path: str, method: str = "GET", **headers: str) -> Reply:
         """GET ``path``."""

@@ -36,7 +36,7 @@ class KvTests(WebCase):
         self.assertEqual({}, self.ask("kv/range", {"key": K}))
 
     def test_header(self) -> None:
-        """Ids, revision and term are in every reply; ids are the same at every node, for each member its own."""
+        """Ids, revision and term are in every reply; each member has an id of its own."""
         header = self.call("kv/put", {"key": K}).json["header"]
         self.assertEqual({"cluster_id", "member_id", "revision", "raft_term"}, set(header))
         self.assertEqual(("170", "2", "1"), (header["cluster_id"], header["revision"], header["raft_term"]))

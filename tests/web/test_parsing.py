@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from twisted_paxos.errors import KeyValueError
-from twisted_paxos.statemachine.kvcommands import INT64_MAX, Compare, Put
+from twisted_paxos.statemachine.kvcommands import INT64_MAX, Put
 from twisted_paxos.web.parsing import Reader
 from twisted_paxos.web.requests import (
     LeaseGrantRequest,
@@ -96,11 +96,9 @@ class ReadTests(SynchronousTestCase):
 
     def test_numbers_of_enums(self) -> None:
         """They are proto's."""
-        orders = [Compare(b"k", result=name).result for name in ("EQUAL", "GREATER", "LESS", "NOT_EQUAL")]
-        targets = [
-            Compare(b"k", target=name).target for name in ("VERSION", "CREATE", "MOD", "VALUE", "LEASE")
-        ]
-        for field, names in (("result", orders), ("target", targets)):
+        results = ("EQUAL", "GREATER", "LESS", "NOT_EQUAL")
+        targets = ("VERSION", "CREATE", "MOD", "VALUE", "LEASE")
+        for field, names in (("result", results), ("target", targets)):
             for number, name in enumerate(names):
                 (compare,) = TXN.read(b'{"compare":[{"%s":%d}]}' % (field.encode(), number)).compare
                 self.assertEqual(name, getattr(compare, field))
