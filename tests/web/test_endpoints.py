@@ -6,7 +6,7 @@ from base64 import b64decode
 
 from msgspec import structs
 
-from tests.web.support import WebCase, b64
+from tests.web.sites import WebCase, b64
 from twisted_paxos.core.ballot import ProposalID
 from twisted_paxos.errors import NodeStopped, Overloaded, StorageFailed, StorageFull
 from twisted_paxos.statemachine.commands import NodeStatus

@@ -5,7 +5,7 @@ from __future__ import annotations
 from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.web.support import HttpClient, WebCase, b64
+from tests.web.sites import HttpClient, WebCase, b64
 from twisted_paxos.web import http
 from twisted_paxos.web.guard import Guard
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from base64 import b64decode
 from typing import Any
 
-from tests.web.support import HttpClient, WebCase, b64
+from tests.web.sites import HttpClient, WebCase, b64
 from twisted_paxos.web import gateway, locks
 
 NAME = b64(b"name")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from tests.simulated import ClusterCase
-from tests.web.support import MEMBERS, HttpClient, b64
+from tests.web.sites import MEMBERS, HttpClient, b64
 from twisted_paxos.web.gateway import REQUEST_TIMEOUT_S, TICK_S, UNSERVED_MAX_S, Identity
 from twisted_paxos.web.http import GatewaySite
 from twisted_paxos.web.site import make_site

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.web.support import HttpClient, WebCase, b64
+from tests.web.sites import HttpClient, WebCase, b64
 from twisted_paxos.statemachine import watches
 from twisted_paxos.web import gateway, http, streams, turns, watch
 

@@ -22,6 +22,7 @@ def make_site(
     session: str,
     host_names: Iterable[str] = (),
     connections_max: int = CONNECTIONS_MAX,
+    pages: Sequence[tuple[bytes, IResource]] = (),
 ) -> GatewaySite:
     """The HTTP port of ``node``: listen with it on any stream endpoint.
 
@@ -32,11 +33,13 @@ def make_site(
         session: a word that no session of the cluster had before.
         host_names: which names requests may use for this node; ``*``: any.
         connections_max: clients connected at once.
+        pages: more resources, by the path's first part.
     """
     gateway = Gateway(node, reactor, identity, session)
     resources: Sequence[tuple[bytes, IResource]] = (
         (b"version", Version()),
         (b"health", Health(gateway)),
+        *pages,
     )
     root = Root()
     for path, resource in resources:
