@@ -18,7 +18,7 @@ from pathlib import Path
 
 from twisted_paxos.errors import PaxosError
 from twisted_paxos.testing.etcdcases import cases
-from twisted_paxos.testing.etcdexchange import Difference, Exchange
+from twisted_paxos.testing.etcdexchange import Difference, Exchange, Peer
 from twisted_paxos.testing.etcdservers import ServerFailed, etcd, missing_etcd, ours
 
 REPORTED_MAX = 200
@@ -78,7 +78,7 @@ def compare(
 
     second = etcd(directory / "control") if arguments.control else ours(directory / "ours", arguments.members)
     with etcd(directory / "etcd", arguments.etcd_members) as theirs, second as mine:
-        exchange = Exchange(theirs, mine)
+        exchange = Exchange(Peer(theirs), Peer(mine))
         try:
             found = compare_cases(exchange, arguments.only)
             report(found, say)

@@ -183,7 +183,7 @@ class Exchange:
     """Runs sequences against both sides.
 
     Args:
-        theirs, ours: running clusters.
+        theirs, ours: the two sides.
         stream_s: how long streams may take to become equal.
 
     Attributes:
@@ -191,10 +191,10 @@ class Exchange:
         accepted: how often each accepted difference was met, by its name.
     """
 
-    def __init__(self, theirs: Servers, ours: Servers, stream_s: float = STREAM_S) -> None:
+    def __init__(self, theirs: Peer, ours: Peer, stream_s: float = STREAM_S) -> None:
         self.compared = 0
         self.accepted: Counter[str] = Counter()
-        self._theirs, self._ours = Peer(theirs), Peer(ours)
+        self._theirs, self._ours = theirs, ours
         self._stream_s = stream_s
 
     def run(self, sequence: Sequence[Step], first: int = 0) -> list[Difference]:
