@@ -30,6 +30,7 @@ LAYERS: dict[str, tuple[str, ...] | None] = {
     "snapshots": ("errors", "core", "statemachine", "interfaces"),
     "reads": ("errors", "core"),
     "own_session": ("errors", "core", "statemachine", "interfaces"),
+    "web": ("errors", "addresses", "core", "statemachine", "interfaces", "own_session"),
     "node": (
         *("errors", "core", "wire", "statemachine", "interfaces", "storage", "protocols"),
         *("applier", "snapshots", "reads", "own_session"),
@@ -38,7 +39,7 @@ LAYERS: dict[str, tuple[str, ...] | None] = {
     "service": (
         *("errors", "core", "wire", "statemachine", "interfaces", "storage", "protocols"),
         *("applier", "snapshots", "reads", "own_session"),
-        *("config", "addresses", "node"),
+        *("config", "addresses", "node", "web"),
     ),
     "tap": ("errors", "config", "service"),
     "__main__": (),

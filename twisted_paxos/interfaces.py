@@ -207,6 +207,8 @@ class INode(Interface):
     def forget(sink: IResultSink) -> None:
         """Stop trying for what ``sink`` submitted; what went out may still be chosen."""
 
+    machine: object = Attribute("The `IStateMachine`; to be looked at, and never changed.")
+
     watches: object = Attribute("The `WatchHub` of the key-value store; None with another state machine.")
 
     def query(payload: Raw, serializable: bool = False) -> Deferred[Raw]:

@@ -501,7 +501,7 @@ class PersistentPaxosNode(Service):
         """
         self._check_running()
         if self._session is None:
-            self._session = OwnSession(self, self._entropy())
+            self._session = OwnSession(self, self._entropy(), self._reactor.seconds)
         return self._session.propose(command if isinstance(command, Raw) else encode_opaque(command))
 
     def read(self) -> Deferred[None]:

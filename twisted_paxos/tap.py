@@ -56,7 +56,8 @@ class Options(usage.Options):
     synopsis = "[--id ID] [options]"
     longdesc = (
         "Starts one node. Without --cluster or --peer it is one of the built-in cluster: "
-        "A, B, C on 127.0.0.1, peer ports 5000-5002 (UDP and TCP), client ports 5100-5102."
+        "A, B, C on 127.0.0.1, peer ports 5000-5002 (UDP and TCP), client ports 5100-5102, "
+        "HTTP ports 5200-5202."
     )
     optFlags = [
         ["observer", None, "Learn and answer, without a vote."],
@@ -67,6 +68,7 @@ class Options(usage.Options):
         ["cluster", None, None, "A TOML file that lists the nodes."],
         ["storage", None, None, "file:DIR, sqlite:PATH or memory: [default: file:paxos_data/ID]"],
         ["client", None, None, "Where clients connect: endpoint or host:port [default: peer port + 100]"],
+        ["http", None, None, "Where HTTP is served: endpoint, host:port or none [default: peer port + 200]"],
         ["bind", None, None, "The IP address (and port) to bind, where others are told a different one."],
         ["heartbeat-ms", None, None, "Milliseconds between heartbeats [default: 100]"],
         ["disk-stall-ms", None, None, "A leader whose disk is stuck for so long gives way [default: 2000]"],
@@ -82,6 +84,7 @@ class Options(usage.Options):
     def __init__(self) -> None:
         super().__init__()
         self.peers: list[str] = []
+        self.http_allow_hosts: list[str] = []
 
     def opt_version(self) -> NoReturn:
         """Print the version and exit."""
@@ -91,6 +94,10 @@ class Options(usage.Options):
     def opt_peer(self, peer: str) -> None:
         """A voter as ID=host:port; once for each of them, this node included."""
         self.peers.append(peer)
+
+    def opt_http_allow_host(self, name: str) -> None:
+        """A host name that HTTP requests may use for this node besides its own; '*': any; may be repeated."""
+        self.http_allow_hosts.append(name)
 
     def parseArgs(self, *args: str) -> None:
         """Refuse what is no option.
@@ -132,14 +139,19 @@ class Options(usage.Options):
             self._name_files(twistd, foreground)
 
     def _build_config(self, print_chosen: bool) -> NodeConfig:
-        texts = ("cluster", "storage", "client", "bind")
+        texts = ("cluster", "storage", "client", "http", "bind")
         others = (
             *("heartbeat-ms", "disk-stall-ms", "datagram-max-bytes"),
             *("snapshot-slots", "snapshot-log-mb", "cluster-key"),
         )
         given: dict[str, Any] = {name.replace("-", "_"): self[name] for name in texts + others}
         return build_config(
-            self["id"], peers=self.peers, observer=bool(self["observer"]), print_chosen=print_chosen, **given
+            self["id"],
+            peers=self.peers,
+            observer=bool(self["observer"]),
+            http_allow_hosts=self.http_allow_hosts,
+            print_chosen=print_chosen,
+            **given,
         )
 
     def _name_files(self, twistd: Any, foreground: bool) -> None:
@@ -197,7 +209,9 @@ def describe(error: BaseException) -> str:
     if isinstance(error, CannotListenError):
         reason = getattr(error.socketError, "strerror", None) or str(error.socketError)
         place = f"{error.interface or '*'}:{error.port}"
-        return f"cannot listen on {place}: {reason}; --client, --peer and --cluster choose other ports"
+        return (
+            f"cannot listen on {place}: {reason}; --client, --http, --peer and --cluster choose other ports"
+        )
     if isinstance(error, PaxosError):
         return " ".join(str(error).split())
     if isinstance(error, OSError):
@@ -355,7 +369,9 @@ def makeService(options: Options) -> IService:
     # The reactor's clock is the wall clock; when that is set back, every timer stands still.
     reactor.seconds = time.monotonic  # type: ignore[method-assign]
     config = options.config
-    check_client_endpoint(reactor, config.client)
+    check_endpoint(reactor, config.client, "--client")
+    if config.http:
+        check_endpoint(reactor, config.http, "--http")
     try:
         node = build_service(reactor, config)
     except PaxosError as error:
@@ -363,7 +379,7 @@ def makeService(options: Options) -> IService:
     return NodeProcess(reactor, node, config, options.pid_file, getattr(options, "parent", None) or {})
 
 
-def check_client_endpoint(reactor: Any, endpoint: str) -> None:
+def check_endpoint(reactor: Any, endpoint: str, option: str) -> None:
     """Refuse an endpoint string that Twisted does not understand.
 
     Raises:
@@ -373,4 +389,4 @@ def check_client_endpoint(reactor: Any, endpoint: str) -> None:
         serverFromString(reactor, endpoint)
     except Exception as error:  # an endpoint's parser, a plugin perhaps, raises whatever comes of bad text
         reason = " ".join(str(error).split())
-        raise SystemExit(f"paxos: --client: {endpoint[:80]!r} is no server endpoint: {reason}") from None
+        raise SystemExit(f"paxos: {option}: {endpoint[:80]!r} is no server endpoint: {reason}") from None
