@@ -7,6 +7,7 @@ answered as etcd answers them where it refuses, and otherwise as not implemented
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 
 import msgspec
 from twisted.internet.defer import Deferred
@@ -29,10 +30,12 @@ from twisted_paxos.web.replies import (
     HeaderReply,
     Member,
     MembersReply,
+    SnapshotPiece,
     StatusReply,
     int64,
 )
 from twisted_paxos.web.requests import AuthRequest, Empty, MemberRequest, TransferRequest
+from twisted_paxos.web.streams import Stream
 
 _decode_status = msgspec.json.Decoder(StoreStatus).decode
 
@@ -99,6 +102,23 @@ def state_hash(gateway: Gateway, request: Empty) -> Deferred[HashReply]:
     return pieces.coiterate(steps()).addCallback(
         lambda _: HashReply(gateway.header(revision), (found[0] or 0) & 0xFFFFFFFF)
     )
+
+
+def snapshot(gateway: Gateway, stream: Stream, requests: Iterator[Empty]) -> None:
+    """``maintenance/snapshot``: the state of this moment, in the format of this program's snapshots."""
+    next(requests, None)  # whatever it says
+    sending = Deferred.fromCoroutine(_send_snapshot(gateway, stream))
+    stream.on_lost = sending.cancel
+    sending.addErrback(stream.fail)
+
+
+async def _send_snapshot(gateway: Gateway, stream: Stream) -> None:
+    with closing(gateway.store.snapshot()) as pieces:
+        for piece in pieces:
+            if piece:
+                stream.send(SnapshotPiece(piece))
+            await stream.writable()
+    stream.finish()
 
 
 def nothing_to_do(gateway: Gateway, request: Empty) -> EmptyReply:

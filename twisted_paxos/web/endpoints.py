@@ -10,22 +10,28 @@ from twisted.internet.defer import Deferred
 
 from twisted_paxos.errors import KeyValueError
 from twisted_paxos.statemachine.kvcommands import DeleteRange, Put
-from twisted_paxos.web import cluster, kv
+from twisted_paxos.web import cluster, kv, locks
 from twisted_paxos.web.errors import UNKNOWN
 from twisted_paxos.web.gateway import Gateway
 from twisted_paxos.web.keepalive import keep_alive
 from twisted_paxos.web.parsing import Reader
 from twisted_paxos.web.requests import (
     AuthRequest,
+    CampaignRequest,
     CompactionRequest,
+    ElectionName,
     Empty,
     LeaseGrantRequest,
     LeaseRequest,
+    LockRequest,
     MemberRequest,
+    ProclaimRequest,
     RangeRequest,
+    ResignRequest,
     TimeToLiveRequest,
     TransferRequest,
     TxnRequest,
+    UnlockRequest,
     WatchMessage,
 )
 from twisted_paxos.web.streams import Stream
@@ -87,6 +93,10 @@ _UNARY: Final[dict[str, tuple[type[Struct], Serve]]] = {
     "kv/lease/timetolive": (TimeToLiveRequest, kv.lease_time_to_live),
     "lease/leases": (Empty, kv.leases),
     "kv/lease/leases": (Empty, kv.leases),
+    "lock/unlock": (UnlockRequest, locks.unlock),
+    "election/proclaim": (ProclaimRequest, locks.proclaim),
+    "election/resign": (ResignRequest, locks.resign),
+    "election/leader": (ElectionName, locks.leader),
     "cluster/member/list": (Empty, cluster.member_list),
     "cluster/member/add": (MemberRequest, cluster.member_add),
     "cluster/member/remove": (MemberRequest, cluster.member_change),
@@ -116,11 +126,21 @@ _UNARY: Final[dict[str, tuple[type[Struct], Serve]]] = {
 }
 
 
+_LASTING: Final[dict[str, tuple[type[Struct], Serve]]] = {
+    "lock/lock": (LockRequest, locks.lock),
+    "election/campaign": (CampaignRequest, locks.campaign),
+}
+
+
 def endpoints() -> dict[bytes, Unary | Streaming]:
     """By path."""
     found: dict[str, Unary | Streaming] = {}
     for path, (kind, serve) in _UNARY.items():
         found[path] = Unary(Reader(kind), serve)
+    for path, (kind, serve) in _LASTING.items():
+        found[path] = Unary(Reader(kind), serve, lasts=True)
     found["watch"] = Streaming(Reader(WatchMessage), Watches().serve)
+    found["election/observe"] = Streaming(Reader(ElectionName), locks.observe)
+    found["maintenance/snapshot"] = Streaming(Reader(Empty), cluster.snapshot)
     found["lease/keepalive"] = Streaming(Reader(LeaseRequest), keep_alive)
     return {f"{prefix}{path}".encode("ascii"): found[path] for path in found for prefix in PREFIXES}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from msgspec import Struct
-from twisted.web.http import SERVICE_UNAVAILABLE
+from twisted.web.http import NOT_ALLOWED, SERVICE_UNAVAILABLE
 from twisted.web.resource import Resource
 
 from twisted_paxos.web.gateway import Gateway
@@ -30,10 +30,27 @@ class HealthReply(Struct, frozen=True):
     health: str
 
 
-class Version(Resource):
-    """``/version``."""
+class GetResource(Resource):
+    """What is only ever read; other methods are refused in one line of text, as by etcd."""
 
     isLeaf = True
+
+    def render(self, request: Any) -> bytes:
+        """GET, or 405."""
+        if request.method == b"GET":
+            return self.render_GET(request)
+        request.setResponseCode(NOT_ALLOWED)
+        request.setHeader(b"Allow", b"GET")
+        request.setHeader(b"Content-Type", b"text/plain; charset=utf-8")
+        return b"" if request.method == b"HEAD" else b"Method Not Allowed\n"
+
+    def render_GET(self, request: Any) -> bytes:
+        """What is there."""
+        return b""
+
+
+class Version(GetResource):
+    """``/version``."""
 
     def render_GET(self, request: Any) -> bytes:
         """The version of the API."""
@@ -41,10 +58,8 @@ class Version(Resource):
         return encode(VersionReply(ETCD_VERSION, ETCD_CLUSTER_VERSION))
 
 
-class Health(Resource):
+class Health(GetResource):
     """``/health``: whether this node can serve, for load balancers: 200 or 503."""
-
-    isLeaf = True
 
     def __init__(self, gateway: Gateway) -> None:
         super().__init__()

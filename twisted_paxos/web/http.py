@@ -229,10 +229,17 @@ class GatewayRequest(Request):
             if isinstance(endpoint, Unary):
                 self._serve_unary(endpoint)
             else:
-                gateway = self.site.gateway
-                endpoint.serve(gateway, Stream(self, gateway.reactor), endpoint.messages(self.body()))
+                self._serve_stream(endpoint)
         except Exception:
             self.fail(Failure())
+
+    def _serve_stream(self, endpoint: Streaming) -> None:
+        gateway = self.site.gateway
+        stream = Stream(self, gateway.reactor)
+        try:
+            endpoint.serve(gateway, stream, endpoint.messages(self.body()))
+        except Exception:
+            stream.fail(Failure())
 
     def _serve_unary(self, endpoint: Unary) -> None:
         serving = endpoint.serve(self.site.gateway, endpoint.reader.read(self.body()))

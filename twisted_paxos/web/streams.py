@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from msgspec import Struct
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -58,6 +60,14 @@ class Stream:
             if not self._request.startedWriting:
                 self._request.begin_stream()
             self._request.write(chunk)
+
+    def writable(self) -> Deferred[None]:
+        """Fires, in a turn of the reactor of its own, when the client takes more; for one caller."""
+        if not self.paused:
+            return deferLater(self._reactor, 0)
+        waiting: Deferred[None] = Deferred()
+        self.on_resume = lambda: None if waiting.called else waiting.callback(None)
+        return waiting
 
     def finish(self) -> None:
         """That was all."""

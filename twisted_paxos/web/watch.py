@@ -12,6 +12,7 @@ from functools import partial
 from operator import is_
 from typing import Final
 
+from msgspec import structs
 from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
@@ -84,6 +85,8 @@ class WatchStream:
             self._cancel(message.cancel_request.watch_id)
         elif message.progress_request is not None:
             self._progress += 1
+            if not self._ready:
+                self._send_progress()
             self._plan()
 
     def end(self, error: Exception) -> None:
@@ -166,20 +169,28 @@ class WatchStream:
             if self._watches.get(watch.watch_id) is watch and self._send_next(watch):
                 self._woken(watch)
         elif self._progress:
-            # Nothing is left to send, so this is true of every watch of the stream.
-            self._progress -= 1
-            header = self._gateway.header(self._gateway.store.revision)
-            self._stream.send(WatchReply(header, int64(NO_ID)))
+            self._send_progress()
         self._plan()
+
+    def _send_progress(self) -> None:
+        """Nothing is left to send, so this is true of every watch of the stream."""
+        self._progress -= 1
+        header = self._gateway.header(self._gateway.store.revision)
+        self._stream.send(WatchReply(header, int64(NO_ID)))
 
     def _send_next(self, watch: _Watch) -> bool:
         """Send a batch of ``watch``; tells whether there may be more."""
         hub = self._gateway.store.watches
+        watcher = hub.watchers.get(watch.hub_id)
+        was_behind = watcher is not None and not watcher.synced
         batch = hub.poll(watch.hub_id)
         if batch is None:
             return False
         if batch.canceled:
             del self._watches[watch.watch_id]
+        elif was_behind and watcher is not None and watcher.synced and not watcher.queue:
+            # It has caught up: it has seen everything there is.
+            batch = structs.replace(batch, revision=hub.revision)
         self._stream.send_encoded(self._chunks.of(self._gateway, watch.watch_id, batch))
         return not batch.canceled
 
@@ -263,8 +274,5 @@ class Watches:
     def serve(self, gateway: Gateway, stream: Stream, messages: Iterator[WatchMessage]) -> None:
         """``watch``."""
         watches = WatchStream(gateway, self._chunks, stream)
-        try:
-            for message in messages:
-                watches.do(message)
-        except PaxosError:
-            stream.fail(Failure())
+        for message in messages:
+            watches.do(message)
