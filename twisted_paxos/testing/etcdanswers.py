@@ -24,7 +24,7 @@ OWN: Final = frozenset(
 UNORDERED: Final = frozenset({"leases", "keys"})
 """Lists that etcd gives in the order of a hash table."""
 
-CHOSEN_FROM: Final = 1 << 32
+CHOSEN_FROM: Final = 1 << 16
 """Leases with ids from here on are taken for chosen by the server."""
 
 TTL_SLACK_S: Final = 10
@@ -119,7 +119,7 @@ def _without_lease(key: str) -> str:
     except binascii.Error:
         return key
     stem, slash, end = decoded.rpartition(b"/")
-    if slash and re.fullmatch(rb"[0-9a-f]{9,16}", end):
+    if slash and re.fullmatch(rb"[0-9a-f]{5,16}", end):
         return f"{stem!r}/chosen"
     return key
 

@@ -103,6 +103,8 @@ class Peer:
         Raises:
             ServerFailed: the server does not answer as it should.
         """
+        # One that was not used for a while may be closed by now.
+        self.close()
         everything = {"key": b"\0", "range_end": b"\0"}
         for lease in self._own("lease/leases", {}).get("leases", []):
             self._own("lease/revoke", {"ID": int(lease["ID"])})
