@@ -322,7 +322,7 @@ class KeyValueStore:
         return None
 
     def _refuse_ranges(self, operations: Iterable[Put | DeleteRange | Range]) -> KvError | None:
-        """Why a read of a transaction cannot be done; as in etcd, a revision below 0 is one like any other here."""
+        """Why a read of a transaction cannot be done; as in etcd, one below 0 is no exception."""
         for operation in operations:
             if isinstance(operation, Range):
                 if operation.revision and operation.revision < self._mvcc.compact_revision:

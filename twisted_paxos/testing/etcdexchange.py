@@ -198,6 +198,7 @@ class Exchange:
         self.accepted: Counter[str] = Counter()
         self._theirs, self._ours = theirs, ours
         self._stream_s = stream_s
+        self._parted = False
 
     def run(self, sequence: Sequence[Step], first: int = 0) -> list[Difference]:
         """Both from the same beginning through all steps; what differed and is not accepted.
@@ -207,6 +208,7 @@ class Exchange:
         """
         for peer in (self._theirs, self._ours):
             peer.begin()
+        self._parted = False
         found: list[Difference] = []
         open_streams: list[tuple[Stream, Reading, Reading]] = []
         try:
@@ -216,6 +218,8 @@ class Exchange:
                     open_streams.append((step, *self._open(step)))
                 else:
                     found += self._ask(step)
+                if self._parted:
+                    return found
             for stream, theirs, ours in open_streams:
                 found += self._settle(stream, theirs, ours)
         finally:
@@ -244,7 +248,8 @@ class Exchange:
             return []
         reason = accepted(call, theirs, ours)
         if reason is not None:
-            self.accepted[reason] += 1
+            self.accepted[reason.name] += 1
+            self._parted = self._parted or reason.parts
             return []
         sent = self._ours.body(call)[:2000].decode("utf-8", "backslashreplace")
         return [Difference(step, sent, theirs, ours)]

@@ -13,6 +13,7 @@ from twisted_paxos.web.gateway import Gateway, Identity
 from twisted_paxos.web.guard import Guard
 from twisted_paxos.web.health import Health, Version
 from twisted_paxos.web.http import CONNECTIONS_MAX, GatewaySite
+from twisted_paxos.web.openapi import OpenApi
 
 
 def make_site(
@@ -37,6 +38,7 @@ def make_site(
     resources: Sequence[tuple[bytes, IResource]] = (
         (b"version", Version()),
         (b"health", Health(gateway)),
+        (b"openapi.json", OpenApi()),
     )
     root = Root()
     for path, resource in resources:
@@ -52,7 +54,7 @@ class Root(Resource):
         return self
 
     def render(self, request: Any) -> bytes:
-        """404."""
+        """404; below the API's prefixes in other words than elsewhere."""
         request.setResponseCode(NOT_FOUND)
         request.setHeader(b"Content-Type", b"text/plain; charset=utf-8")
-        return b"Not Found\n"
+        return b"Not Found\n" if request.path.startswith((b"/v3/", b"/v3beta/")) else b"404 page not found\n"
