@@ -49,7 +49,7 @@ NO_HTTP: Final = ("", "none")
 """As ``--http``: no HTTP."""
 
 SNAPSHOT_SLOTS: Final = 10_000
-SNAPSHOT_LOG_MB: Final = 64
+SNAPSHOT_LOG_MB: Final = 40
 """A snapshot is made after so many slots, or when the log has grown to so many MiB."""
 
 HEARTBEAT_MS: Final = 100

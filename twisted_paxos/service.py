@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 from twisted.application.service import IService, Service
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.internet.endpoints import serverFromString
@@ -17,6 +18,7 @@ from twisted.python.failure import Failure
 
 from twisted_paxos.config import NodeConfig
 from twisted_paxos.errors import PaxosError
+from twisted_paxos.figures import NodeFigures
 from twisted_paxos.interfaces import INodeStorage
 from twisted_paxos.node import PersistentPaxosNode
 from twisted_paxos.protocols.clientport import ClientPort
@@ -26,6 +28,7 @@ from twisted_paxos.statemachine.machine import IStateMachine
 from twisted_paxos.storage.providers import find_provider
 from twisted_paxos.web.gateway import Identity, MemberInfo
 from twisted_paxos.web.http import GatewaySite
+from twisted_paxos.web.pages import StatusPages
 from twisted_paxos.web.site import make_site
 
 log = Logger()
@@ -72,6 +75,7 @@ class NodeService(Service):
         self._random = random
         self._machine = machine
         self._listening: list[Any] = []
+        self._pages: StatusPages | None = None
         self._reviving: Deferred[None] | None = None
         self._make()
 
@@ -100,6 +104,7 @@ class NodeService(Service):
             MemberInfo(uid, f"http://{address}", config.http_urls.get(uid, ""))
             for uid, address in sorted(known.items())
         ]
+        self._pages = StatusPages(self._reactor, self._figures, config.http_urls)
         own_names = (socket.gethostname(), *(address.host for address in (config.address, config.bind)))
         return make_site(
             node,
@@ -107,6 +112,18 @@ class NodeService(Service):
             Identity(node.cluster, members),
             f"http-{self._entropy()}",
             (*own_names, *config.http_allow_hosts),
+            pages=self._pages.resources,
+        )
+
+    def _figures(self) -> NodeFigures:
+        """The node's, and those of its ports."""
+        port, site = self._client_port, self._site
+        return msgspec.structs.replace(
+            self.node.figures(),
+            clients=len(port.connections),
+            client_drops=dict(port.dropped),
+            http_clients=len(site.connections) if site is not None else 0,
+            http_drops=dict(site.refused) if site is not None else {},
         )
 
     def startService(self) -> Deferred[None]:
@@ -126,8 +143,9 @@ class NodeService(Service):
         if not self.running:
             return
         await self._listen(self._config.client, self._client_port)
-        if self._site is not None:
+        if self._site is not None and self._pages is not None:
             await self._listen(self._config.http, self._site)
+            self._pages.start()
             log.info("node {uid}: HTTP at {where}", uid=self.node.uid, where=self._config.http)
         log.info("node {uid} is ready: clients at {where}", uid=self.node.uid, where=self._config.client)
 
@@ -151,6 +169,8 @@ class NodeService(Service):
         listening, self._listening = self._listening, []
         endings: list[Any] = [maybeDeferred(port.stopListening) for port in listening]
         self._client_port.close_all()
+        if self._pages is not None:
+            self._pages.stop()
         if self._site is not None:
             self._site.close_all()
         endings.append(self.node.stopService())

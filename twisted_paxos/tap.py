@@ -25,13 +25,15 @@ from twisted.application.service import IService, MultiService, Service
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
-from twisted.logger import Logger
+from twisted.logger import ILogObserver, Logger
 from twisted.python import usage
+from twisted.python.components import Componentized
 from twisted.python.failure import Failure
 
 from twisted_paxos import __version__
 from twisted_paxos.config import NodeConfig, build_config
 from twisted_paxos.errors import ConfigError, PaxosError
+from twisted_paxos.jsonlog import json_observer
 
 log = Logger()
 
@@ -62,6 +64,7 @@ class Options(usage.Options):
     optFlags = [
         ["observer", None, "Learn and answer, without a vote."],
         ["quiet", "q", "Do not log each chosen value."],
+        ["log-json", None, "Log JSON, one object a line."],
     ]
     optParameters = [
         ["id", None, None, "This node's id, such as A."],
@@ -74,7 +77,7 @@ class Options(usage.Options):
         ["disk-stall-ms", None, None, "A leader whose disk is stuck for so long gives way [default: 2000]"],
         ["datagram-max-bytes", None, None, "The largest datagram [default: 60000 on loopback, else 1400]"],
         ["snapshot-slots", None, None, "Make a snapshot after so many slots [default: 10000]"],
-        ["snapshot-log-mb", None, None, "Or when the log has grown to so many MiB [default: 64]"],
+        ["snapshot-log-mb", None, None, "Or when the log has grown by so many MiB [default: 40]"],
         ["cluster-key", None, None, "A file with the key that authenticates messages between nodes."],
     ]
 
@@ -137,6 +140,8 @@ class Options(usage.Options):
             raise usage.UsageError(str(error)) from None
         if twistd is not None:
             self._name_files(twistd, foreground)
+            if self["log-json"]:
+                check_json_log(twistd, foreground)
 
     def _build_config(self, print_chosen: bool) -> NodeConfig:
         texts = ("cluster", "storage", "client", "http", "bind")
@@ -165,6 +170,19 @@ class Options(usage.Options):
         if twistd.get("pidfile"):
             self.pid_file = os.path.abspath(twistd["pidfile"])
             clear_stale_pid_file(self.pid_file, uid)
+
+
+def check_json_log(twistd: Mapping[str, Any], foreground: bool) -> None:
+    """Refuse options of twistd that send the log elsewhere.
+
+    Raises:
+        usage.UsageError: there is one.
+    """
+    for option in ("logger", "syslog"):
+        if twistd.get(option):
+            raise usage.UsageError(f"--log-json and --{option} exclude each other")
+    if twistd.get("logfile") == "-" and not foreground:
+        raise usage.UsageError("--log-json: a daemon has no terminal to log to; --logfile names a file")
 
 
 def clear_stale_pid_file(path: str, uid: str) -> None:
@@ -234,8 +252,10 @@ class NodeProcess(MultiService):
         config: NodeConfig,
         pid_file: str | None,
         twistd: Mapping[str, Any],
+        log_json: bool = False,
     ) -> None:
         super().__init__()
+        self._log_json = log_json
         self._reactor = reactor
         self._node = node
         self._config = config
@@ -243,6 +263,16 @@ class NodeProcess(MultiService):
         self._pid_lock: Any = None
         self._twistd = twistd
         node.setServiceParent(self)
+
+    def setServiceParent(self, parent: Any) -> None:
+        """Tell the application, before it begins to log, where to log to."""
+        if self._log_json and isinstance(parent, Componentized):
+            try:
+                observer = json_observer(self._reactor, self._twistd.get("logfile"))
+            except OSError as error:
+                raise SystemExit(f"paxos: --log-json: {describe(error)}") from None
+            parent.setComponent(ILogObserver, observer)
+        super().setServiceParent(parent)
 
     def privilegedStartService(self) -> None:
         """Lock the pid file, which twistd has just written, while we may still read it."""
@@ -376,7 +406,8 @@ def makeService(options: Options) -> IService:
         node = build_service(reactor, config)
     except PaxosError as error:
         raise SystemExit(f"paxos: {describe(error)}") from None
-    return NodeProcess(reactor, node, config, options.pid_file, getattr(options, "parent", None) or {})
+    twistd = getattr(options, "parent", None) or {}
+    return NodeProcess(reactor, node, config, options.pid_file, twistd, bool(options["log-json"]))
 
 
 def check_endpoint(reactor: Any, endpoint: str, option: str) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 from itertools import pairwise
 from random import Random
 from typing import Any
 
+from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.storage.contract import FIRST, SECOND, accepted, value
@@ -33,12 +36,15 @@ class GroupCommitTests(SynchronousTestCase):
         self.node.write(SavePromise(FIRST))
 
     def test_one_turn_shares_one_sync(self) -> None:
-        """A hundred writes of one turn are one write and one sync."""
+        """A hundred writes of one turn: the first goes at once, the others share one sync behind it."""
+        self.node.executor.delay_s = 1.0
         before = self.disk.operations
         outcomes = [self.node.begin(accepted(slot)) for slot in range(1, 101)]
-        self.node.clock.advance(0)
-        self.node.clock.advance(0)
+        self.node.clock.advance(1.0)
         self.assertEqual(self.disk.operations - before, 2)
+        self.assertEqual([outcome[0] for outcome in outcomes[:2]], ["done", "waits"])
+        self.node.clock.advance(1.0)
+        self.assertEqual(self.disk.operations - before, 4)
         self.assertEqual({outcome[0] for outcome in outcomes}, {"done"})
 
     def test_what_arrives_meanwhile_goes_together(self) -> None:
@@ -278,6 +284,19 @@ class FailureTests(SynchronousTestCase):
 
 class SegmentTests(SynchronousTestCase):
     """Many segments, large records, slot ranges."""
+
+    def test_a_close_that_nobody_waits_for_ends_quietly(self) -> None:
+        """A process that is over before its storage is closed leaves no complaint of a dropped coroutine."""
+        complaints: list[Any] = []
+        self.patch(sys, "unraisablehook", complaints.append)
+        node = Node(SimulatedDisk())
+        node.start()
+        self.patch(node.executor, "run", lambda work: Deferred())
+        closing = node.storage.close()
+        self.assertNoResult(closing)
+        del node, closing
+        gc.collect()
+        self.assertEqual(complaints, [])
 
     def test_record_larger_than_a_segment(self) -> None:
         """A record larger than a segment gets a segment of its size."""

@@ -1,1 +1,1 @@
-"""Tests of the JSON API."""
+"""Tests of what a node serves over HTTP."""

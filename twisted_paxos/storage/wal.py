@@ -28,7 +28,6 @@ from collections.abc import Iterator, Sequence
 
 from msgspec import Struct
 from msgspec.structs import replace
-from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from zope.interface import implementer
 
@@ -127,17 +126,17 @@ class FileBackend:
         self._log: SegmentedLog
         self._foreign = ""
 
-    def recover(self, fresh_incarnation: str, cluster: str, lost: bool = False) -> Recovered:
+    def recover(self, word: str, cluster: str, lost: bool = False) -> Recovered:
         """See `IAcceptorStorage`."""
         try:
             self._disk.open()
-            fresh = not self._disk.exists() and self._format(fresh_incarnation, cluster, lost)
+            fresh = not self._disk.exists() and self._format(word, cluster, lost)
             self._check_ours()
             self._disk.lock()
         except OSError as error:
             raise self._unusable(error) from error
         try:
-            return self._load(cluster, fresh)
+            return self._load(word, cluster, fresh)
         except OSError as error:
             self._disk.close()
             raise self._unusable(error) from error
@@ -145,14 +144,14 @@ class FileBackend:
             self._disk.close()
             raise
 
-    def _format(self, fresh_incarnation: str, cluster: str, lost: bool) -> bool:
+    def _format(self, word: str, cluster: str, lost: bool) -> bool:
         """Make the directory; False when another process was faster.
 
         What was set aside proves that storage was lost here, also when the process that moved it
         died before it could say so.
         """
         lost = lost or bool(self._disk.aside())
-        identity = Identity(self._uid, fresh_incarnation, cluster, lost=lost)
+        identity = Identity(self._uid, word, cluster, lost=lost)
         files = {LOCK_NAME: b""}
         files |= self._identity.initial_files(StoredIdentity(identity, Floor()))
         files |= self._promise.initial_files(StoredPromise(NO_BALLOT, Floor()))
@@ -170,7 +169,7 @@ class FileBackend:
         if not any(name == LOCK_NAME or _OURS.fullmatch(name) for name in self._disk.names()):
             raise StorageError(f"{self._disk.path} is not empty, and nothing in it is a node's: give another")
 
-    def _load(self, cluster: str, fresh: bool) -> Recovered:
+    def _load(self, word: str, cluster: str, fresh: bool) -> Recovered:
         stored = self._identity.load()
         try:
             check_identity(stored.identity, self._uid, cluster, self._disk.path)
@@ -193,7 +192,7 @@ class FileBackend:
         self._promise.save(StoredPromise(promised, self._log.floor))
         self._promised, self._rule = promised, PromiseRule(promised)
         self.log_bytes = self._log.used_bytes
-        identity = replace(stored.identity, boot=stored.identity.boot + 1)
+        identity = stored.identity.started(word)
         self._identity.save(StoredIdentity(identity, self._log.floor))
         self._base_object.save(self._base)
         self._remove_leftovers()
@@ -369,7 +368,6 @@ class FileStorage(QueuedStorage):
         disk: the directory, real or simulated.
         uid: the node that it must belong to.
         executor: where blocking work runs; closed with the storage.
-        reactor: for the turn at whose end a group starts.
         segment_bytes: size of new segments.
         description: for status tables; ``file:`` and the disk's path unless given.
     """
@@ -379,9 +377,8 @@ class FileStorage(QueuedStorage):
         disk: IDisk,
         uid: str,
         executor: IDiskExecutor,
-        reactor: IReactorTime,
         segment_bytes: int = SEGMENT_BYTES,
         description: str = "",
     ) -> None:
         backend = FileBackend(disk, uid, segment_bytes)
-        super().__init__(backend, executor, reactor, description or f"file:{disk.path}")
+        super().__init__(backend, executor, description or f"file:{disk.path}")

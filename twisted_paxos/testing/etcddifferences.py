@@ -174,7 +174,7 @@ ACCEPTED: Final = (
     ),
     Accepted(
         "duplicate key",
-        "A transaction that puts a key and deletes from a key on (`range_end` `\\0`), it included, is refused",
+        "A transaction with a put and a deletion from a key on (`range_end` `\\0`) around it is refused",
         "etcd's check takes such a range for an empty one; it refuses every other range beside such a put",
         _duplicate,
         parts=True,

@@ -252,6 +252,16 @@ def old_copy_is_heard() -> Sequence[Patch]:
     return [mock.patch.object(Formation, "admit", lambda self, sender, message: (True, Effects()))]
 
 
+@mutant("6 a start comes from the recorded one")
+def descent_is_not_asked() -> Sequence[Patch]:
+    """A start with a higher number is believed, whatever its storage comes from."""
+
+    def problem(original: Any, self: Formation, sender: Any, message: Any) -> Any:
+        return original(self, sender, msgspec.structs.replace(message, descends=True))
+
+    return [wrap(Formation, "_problem", problem)]
+
+
 @mutant("6 Replace takes effect alpha slots later")
 def replace_at_once() -> Sequence[Patch]:
     """A Replace holds from the next slot on, where values may be on their way already."""

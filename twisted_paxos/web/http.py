@@ -36,6 +36,7 @@ from twisted_paxos.web.errors import (
 )
 from twisted_paxos.web.gateway import Gateway
 from twisted_paxos.web.guard import Guard
+from twisted_paxos.web.pages import EVENTS_PATH
 from twisted_paxos.web.replies import ErrorReply, encode
 from twisted_paxos.web.streams import Stream
 
@@ -61,6 +62,9 @@ KEEPALIVE_PROBES: Final = 4
 """A silent peer is asked after so long, then every so often, so many times."""
 
 JSON_TYPE: Final = [b"application/json"]
+
+OPEN_PATHS: Final = frozenset({EVENTS_PATH})
+"""Pages of other origins may ask for these: the answers say which of them may read it, and change nothing."""
 
 
 class GatewaySite(Site):
@@ -204,7 +208,8 @@ class GatewayRequest(Request):
         get = self.requestHeaders.getRawHeaders
         origins = get(b"Origin")
         hosts = get(b"Host")
-        refusal = site.guard.refusal(hosts[0] if hosts else None, origins[0] if origins else None)
+        origin = origins[0] if origins and self.path not in OPEN_PATHS else None
+        refusal = site.guard.refusal(hosts[0] if hosts else None, origin)
         if refusal:
             site.count("host")
             self.refuse(Status(PERMISSION_DENIED, refusal))

@@ -23,6 +23,7 @@ def make_site(
     session: str,
     host_names: Iterable[str] = (),
     connections_max: int = CONNECTIONS_MAX,
+    pages: Sequence[tuple[bytes, IResource]] = (),
 ) -> GatewaySite:
     """The HTTP port of ``node``: listen with it on any stream endpoint.
 
@@ -33,12 +34,14 @@ def make_site(
         session: a word that no session of the cluster had before.
         host_names: which names requests may use for this node; ``*``: any.
         connections_max: clients connected at once.
+        pages: more resources, by the path's first part.
     """
     gateway = Gateway(node, reactor, identity, session)
     resources: Sequence[tuple[bytes, IResource]] = (
         (b"version", Version()),
         (b"health", Health(gateway)),
         (b"openapi.json", OpenApi()),
+        *pages,
     )
     root = Root()
     for path, resource in resources:
