@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import base64
+import json
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from twisted.trial.unittest import SynchronousTestCase
+from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from twisted_paxos.testing import etcddifferences
 from twisted_paxos.testing.etcdanswers import Answer, comparable, split_revisions
@@ -225,6 +226,77 @@ class ExchangeTests(SynchronousTestCase):
         self.assertEqual(5, options().parse_args(["--requests", "5"]).requests)
 
 
+class DifferenceTests(SynchronousTestCase):
+    """What each accepted difference explains, and what it does not."""
+
+    refused = staticmethod(
+        lambda status, code, message: Answer(
+            status, JSON, [{"error": message, "message": message, "code": code}]
+        )
+    )
+
+    def name(self, call: Call, theirs: Answer, ours: Answer) -> str | None:
+        """The accepted difference that explains them."""
+        found = etcddifferences.accepted(call, theirs, ours)
+        return found.name if found else None
+
+    def test_base64(self) -> None:
+        """Ours may read what etcd refuses, not the other way round."""
+        refused = self.refused(400, 3, "illegal base64 data at input byte 0")
+        self.assertEqual("base64", self.name(get(), refused, ok()))
+        self.assertIsNone(self.name(get(), ok(), refused))
+
+    def test_enumeration(self) -> None:
+        """Ours may refuse an unknown value, and nothing else that etcd takes."""
+        call = get()
+        self.assertEqual("enumeration", self.name(call, ok(), self.refused(400, 3, "unknown value 9: ...")))
+        self.assertIsNone(self.name(call, ok(), self.refused(400, 3, "etcdserver: key is not provided")))
+
+    def test_token(self) -> None:
+        """Only for a request with a token."""
+        refused = self.refused(401, 16, "etcdserver: invalid auth token")
+        self.assertEqual(
+            "token", self.name(Call("kv/range", {}, headers={"authorization": "x"}), refused, ok())
+        )
+        self.assertIsNone(self.name(get(), refused, ok()))
+
+    def test_deletion_at_start(self) -> None:
+        """A deletion at the revision from which is watched may be missing; a later one, or a put, may not."""
+        watch = Call("watch", {"create_request": {"key": b"a", "start_revision": Rev(0)}})
+
+        def deletion(revision: str, kind: str = "DELETE") -> Answer:
+            return Answer(200, JSON, [{"event": {"type": kind, "kv": {"mod_revision": revision}}}])
+
+        nothing = Answer(200, JSON, [])
+        self.assertIsNotNone(self.name(watch, nothing, deletion("base+0")))
+        self.assertIsNone(self.name(watch, nothing, deletion("base+1")))
+        self.assertIsNone(self.name(watch, nothing, deletion("base+0", "PUT")))
+
+    def test_duplicate(self) -> None:
+        """Only where a deletion's end is not behind its key; the sequence ends there, however it is spelt."""
+        refused = self.refused(400, 3, "etcdserver: duplicate key given in txn request")
+        for end, known in ((b"\0", True), (b"a", True), (b"c", False), (b"", False)):
+            call = txn(
+                (), [operation(put(b"b")), operation(Call("kv/deleterange", {"key": b"a", "range_end": end}))]
+            )
+            raw = json.dumps(written(call.body, Spelling(camel=True), Place())).encode()
+            for form in (call, Call("kv/txn", raw)):
+                self.assertEqual(known, self.name(form, ok(), refused) == "duplicate key", (end, form))
+        self.assertIsNone(self.name(Call("kv/txn", b"{"), ok(), refused))
+
+    def test_parted(self) -> None:
+        """After a difference that leaves the stores different, the rest of the sequence is not compared."""
+        refused = self.refused(400, 3, "etcdserver: duplicate key given in txn request")
+        deletion = operation(Call("kv/deleterange", {"key": b"a", "range_end": b"\0"}))
+        exchange = Exchange(
+            FakePeer("etcd", {"kv/put": ok(), "kv/txn": ok()}),
+            FakePeer("ours", {"kv/put": ok(), "kv/txn": refused}),
+        )
+        steps = [put(b"z"), txn((), [operation(put(b"b")), deletion]), put(b"z")]
+        self.assertEqual(([], 2), (exchange.run(steps), exchange.compared))
+        self.assertEqual(([], 4), (exchange.run(steps), exchange.compared))
+
+
 class DocumentTests(SynchronousTestCase):
     """The table of accepted differences."""
 
@@ -232,3 +304,10 @@ class DocumentTests(SynchronousTestCase):
         """Each has a name of its own."""
         names = [entry.name for entry in etcddifferences.ACCEPTED]
         self.assertEqual(len(names), len(set(names)))
+
+    def test_documented(self) -> None:
+        """The documentation shows the table as it is."""
+        document = Path(__file__).resolve().parents[2] / "docs" / "http-api.md"
+        if not document.exists():
+            raise SkipTest("not started from a checkout")
+        self.assertIn(etcddifferences.markdown(), document.read_text())

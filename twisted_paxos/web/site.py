@@ -50,11 +50,17 @@ def make_site(
 
 
 class Root(Resource):
-    """Where nothing is: one line of text, as etcd."""
+    """Where the pages are."""
 
     def getChild(self, path: bytes, request: Any) -> Resource:
-        """Nothing is below, but what was put there."""
-        return self
+        """Only what was put here is here."""
+        return Nothing()
+
+
+class Nothing(Resource):
+    """Where nothing is, nor below: one line of text, as etcd."""
+
+    isLeaf = True
 
     def render(self, request: Any) -> bytes:
         """404; below the API's prefixes in other words than elsewhere."""
