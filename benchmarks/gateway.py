@@ -113,10 +113,10 @@ class Wrk:
         Raises:
             BenchmarkError: a request failed, or what was answered is not there.
         """
-        before = self._version()
+        before = self._settled()
         members = self._addresses if load.spread else self._addresses[:1]
         run = self._together(load, members)
-        stored = self._version() - before
+        stored = self._settled() - before
         answered = run["operations"] if load.path == "kv/put" else 0
         # A request of each connection may be under way when wrk ends.
         if not answered <= stored <= answered + (load.connections if answered else 0):
@@ -138,6 +138,16 @@ class Wrk:
         with ThreadPoolExecutor(len(counts)) as pool:
             runs = list(pool.map(lambda pair: self._wrk(load, *pair), zip(addresses, counts, strict=False)))
         return together(runs)
+
+    def _settled(self) -> int:
+        """The version once it stays: requests under way when wrk went are done a little later."""
+        seen = [-1]
+
+        def same() -> int | None:
+            seen.append(self._version())
+            return seen[-1] if seen[-1] == seen[-2] else None
+
+        return wait_for(f"{self._name}: nothing is written any more", same)
 
     def _version(self) -> int:
         key = base64.b64encode(KEY).decode()

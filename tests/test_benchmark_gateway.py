@@ -54,12 +54,12 @@ class CheckTests(SynchronousTestCase):
     """What was answered must be stored."""
 
     def figures(self, stored: int, answered: int, name: str = "put-64") -> object:
-        """A run in which the key's version goes up by ``stored``."""
+        """A run in which the key's version goes up by ``stored``; a put of before is late."""
         load = next(load for load in gateway.loads([1, 64]) if load.name == name)
         wrk = gateway.Wrk.__new__(gateway.Wrk)
         wrk._name, wrk._addresses = "etcd", ["a:1", "b:2"]
         with (
-            mock.patch.object(wrk, "_version", side_effect=[5, 5 + stored]),
+            mock.patch.object(wrk, "_version", side_effect=[4, 5, 5, 5 + stored, 5 + stored]),
             mock.patch.object(wrk, "_wrk", return_value=run(answered)),
         ):
             return wrk.run(load)
