@@ -173,8 +173,10 @@ class Gateway:
         if now_s - self._status_s >= STATUS_FRESH_S:
             self._status_s = now_s
             status = self.status()
-            # A voter's promise is durable. An observer promises nothing, it only hears.
-            ballot = status.ballot if status.role == "observer" else status.promised
+            # A voter's promise is durable. An observer promises nothing, it only hears; so does a voter
+            # that the others did without until now.
+            promises = status.role != "observer" and status.promised.number
+            ballot = status.promised if promises else status.ballot
             self._term = max(self._term, ballot.number)
         return self._term
 
