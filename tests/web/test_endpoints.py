@@ -7,10 +7,11 @@ from base64 import b64decode
 from msgspec import structs
 
 from tests.web.sites import WebCase, b64
-from twisted_paxos.core.ballot import ProposalID
+from twisted_paxos.core.ballot import NO_BALLOT, ProposalID
 from twisted_paxos.errors import NodeStopped, Overloaded, StorageFailed, StorageFull
 from twisted_paxos.statemachine.commands import NodeStatus
 from twisted_paxos.statemachine.kv import KeyValueStore
+from twisted_paxos.web import gateway
 from twisted_paxos.web.endpoints import endpoints
 from twisted_paxos.web.gateway import REQUEST_TIMEOUT_S
 
@@ -126,6 +127,25 @@ class KvTests(WebCase):
             (404, 5, "etcdserver: requested lease not found"), self.refusal("kv/put", {"key": K, "lease": 9})
         )
         self.assertEqual((400, 3), self.refusal("kv/put", b"{")[:2])
+
+    def test_large_answer(self) -> None:
+        """An answer over the limit is refused, with what to do; in parts it is had."""
+        self.patch(gateway, "ANSWER_MAX_BYTES", 1_000)
+        for number in range(20):
+            self.put(b"k%d" % number, bytes(50))
+        every = {"key": b64(b"\0"), "range_end": b64(b"\0")}
+        status, code, message = self.refusal("kv/range", every)
+        self.assertEqual((429, 8), (status, code))
+        self.assertIn("set a limit", message)
+        self.assertEqual(5, len(self.ask("kv/range", {**every, "limit": 5})["kvs"]))
+
+    def test_term_of_who_has_no_vote(self) -> None:
+        """An observer, and a node that comes back without its promise, have the term that they hear of."""
+        status = structs.replace(self.node.status(), ballot=ProposalID(4, "B"), promised=NO_BALLOT)
+        for role, term in (("follower", None), ("joining", "4"), ("observer", "4")):
+            self.node.status = lambda role=role: structs.replace(status, role=role)  # type: ignore[misc]
+            self.clock.advance(1)
+            self.assertEqual(term, self.call("kv/put", {"key": K}).json["header"].get("raft_term"), role)
 
     def test_serializable(self) -> None:
         """A serializable read needs no leader."""
