@@ -218,6 +218,24 @@ class RangeTests(SynchronousTestCase):
 class TxnTests(SynchronousTestCase):
     """Transactions."""
 
+    def test_order_of_refusals(self) -> None:
+        """What a put lacks is said before what a read cannot have, wherever they stand."""
+        store = Store()
+        reads, puts = Range(b"a", revision=99), Put(b"a", ignore_value=True)
+        for operations in ((reads, puts), (puts, reads), (Txn(success=(reads,)), Txn(success=(puts,)))):
+            self.assertEqual(store.do(Txn(success=operations)), kvc.KEY_NOT_FOUND)
+        self.assertEqual(store.do(Txn(success=(reads, Put(b"a", lease=7)))), kvc.LEASE_NOT_FOUND)
+
+    def test_negative_revision(self) -> None:
+        """A revision below 0 is compacted inside a transaction, and the present outside of one."""
+        store = Store()
+        store.do(Put(b"a", b"1"))
+        read = Range(b"a", revision=-1)
+        self.assertEqual(store.do(Txn(success=(read,))).responses[0].count, 1)
+        store.do(kvc.Compact(2))
+        self.assertEqual(store.do(Txn(success=(read,))), kvc.COMPACTED)
+        self.assertEqual(store.do(read).count, 1)
+
     def test_one_revision(self) -> None:
         """All its changes make one revision; it sees its own, and a reading one makes none."""
         store = Store()

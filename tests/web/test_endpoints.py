@@ -6,7 +6,7 @@ from base64 import b64decode
 
 from msgspec import structs
 
-from tests.web.sites import WebCase, b64
+from tests.web.sites import HttpClient, WebCase, b64
 from twisted_paxos.core.ballot import NO_BALLOT, ProposalID
 from twisted_paxos.errors import NodeStopped, Overloaded, StorageFailed, StorageFull
 from twisted_paxos.statemachine.commands import NodeStatus
@@ -141,11 +141,19 @@ class KvTests(WebCase):
 
     def test_term_of_who_has_no_vote(self) -> None:
         """An observer, and a node that comes back without its promise, have the term that they hear of."""
-        status = structs.replace(self.node.status(), ballot=ProposalID(4, "B"), promised=NO_BALLOT)
-        for role, term in (("follower", None), ("joining", "4"), ("observer", "4")):
-            self.node.status = lambda role=role: structs.replace(status, role=role)  # type: ignore[misc]
-            self.clock.advance(1)
-            self.assertEqual(term, self.call("kv/put", {"key": K}).json["header"].get("raft_term"), role)
+        made = self.node.status()
+        heard = ProposalID(4, "B")
+        for role, promised, term in (
+            ("follower", ProposalID(3, "B"), "3"),
+            ("follower", NO_BALLOT, "4"),
+            ("joining", ProposalID(1, "A"), "4"),
+            ("observer", NO_BALLOT, "4"),
+        ):
+            status = structs.replace(made, role=role, ballot=heard, promised=promised)
+            self.node.status = lambda status=status: status  # type: ignore[misc]
+            client = HttpClient(self.make_site(self.node))
+            client.send("/v3/kv/put", b'{"key":"aw=="}')
+            self.assertEqual(term, client.reply().json["header"]["raft_term"], role)
 
     def test_serializable(self) -> None:
         """A serializable read needs no leader."""

@@ -8,7 +8,7 @@ successful change makes one revision. A command that is refused changes nothing 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from hashlib import blake2b
 from typing import Any
 
@@ -319,25 +319,37 @@ class KeyValueStore:
         if cost and self.size_bytes + cost > self.limits.quota_bytes:
             return NO_SPACE
         branches = list(chosen_branches(txn, self._mvcc))
-        for operation in operations_of(txn, iter(branches)):
-            refused = self._refuse_operation(operation, context)
-            if refused:
-                return refused
+        operations = list(operations_of(txn, iter(branches)))
+        refused = self._refuse_puts(operations, context) or self._refuse_ranges(operations)
+        if refused:
+            return refused
         result = self._do_txn(txn, iter(branches))
         if self._mvcc.pending:
             self._commit()
         return result
 
-    def _refuse_operation(self, operation: Put | DeleteRange | Range, context: Context) -> KvError | None:
-        """Why an operation of a transaction cannot be done on the state before it."""
-        if isinstance(operation, Range):
-            return refuse_range(self._mvcc, operation)
-        if isinstance(operation, Put):
-            ignores = operation.ignore_value or operation.ignore_lease
-            if ignores and self._mvcc.get(operation.key) is None:
-                return KEY_NOT_FOUND
-            if operation.lease and not self._leases.alive(operation.lease, context.time_ms):
-                return LEASE_NOT_FOUND
+    def _refuse_puts(
+        self, operations: Iterable[Put | DeleteRange | Range], context: Context
+    ) -> KvError | None:
+        """Why a put of a transaction cannot be done on the state before it; etcd looks at all puts first."""
+        for operation in operations:
+            if isinstance(operation, Put):
+                ignores = operation.ignore_value or operation.ignore_lease
+                if ignores and self._mvcc.get(operation.key) is None:
+                    return KEY_NOT_FOUND
+                if operation.lease and not self._leases.alive(operation.lease, context.time_ms):
+                    return LEASE_NOT_FOUND
+        return None
+
+    def _refuse_ranges(self, operations: Iterable[Put | DeleteRange | Range]) -> KvError | None:
+        """Why a read of a transaction cannot be done; as in etcd, one below 0 is no exception."""
+        for operation in operations:
+            if isinstance(operation, Range):
+                if operation.revision and operation.revision < self._mvcc.compact_revision:
+                    return COMPACTED
+                refused = refuse_range(self._mvcc, operation)
+                if refused:
+                    return refused
         return None
 
     def _do_txn(self, txn: Txn, branches: Iterator[bool]) -> TxnResult:

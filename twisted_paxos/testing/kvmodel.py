@@ -182,6 +182,8 @@ class Commands:
     def _revision(self) -> int:
         model, rng = self._model, self._rng
         lowest = max(model.compact_revision - 3, 0)
+        if rng.random() < 0.02:
+            return -rng.randint(1, 2)
         return rng.randint(lowest, model.revision + (1 if rng.random() < 0.2 else 0))
 
 

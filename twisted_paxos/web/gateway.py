@@ -178,8 +178,8 @@ class Gateway:
             self._status_s = now_s
             status = self.status()
             self._term = max(self._term, status.promised.number)
-            if status.role in ("observer", "joining"):
-                # A voter's promise is durable. These have none yet, and only hear of ballots.
+            if status.role in ("observer", "joining") or not status.promised.number:
+                # A voter's promise is durable. These have none, or none yet, and only hear of ballots.
                 self._term = max(self._term, status.ballot.number)
         return self._term
 
