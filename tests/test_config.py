@@ -288,6 +288,37 @@ class OptionTests(ConfigCase):
         for storage in ("", "x", ":x", "/tmp/x"):
             self.assertIn("--storage", self.refused(storage=storage))
 
+    def test_http(self) -> None:
+        """--http is host:port, an endpoint string, or none; by default 200 above the peer port."""
+        for given, endpoint, url in [
+            (None, "tcp:5200:interface=127.0.0.1:backlog=1024", "http://127.0.0.1:5200"),
+            ("127.0.0.1:9", "tcp:9:interface=127.0.0.1:backlog=1024", "http://127.0.0.1:9"),
+            ("[::1]:9", "tcp6:9:interface=\\:\\:1:backlog=1024", "http://[::1]:9"),
+            ("tcp:9", "tcp:9", "http://127.0.0.1:9"),
+            ("ssl:9:privateKey=k.pem", "ssl:9:privateKey=k.pem", "https://localhost:9"),
+            ("ssl:port=9:interface=10.0.0.9", "ssl:port=9:interface=10.0.0.9", "https://10.0.0.9:9"),
+            ("unix:/run/a.sock", "unix:/run/a.sock", "unix:///run/a.sock"),
+            ("none", "", "http://127.0.0.1:5200"),
+            ("", "", "http://127.0.0.1:5200"),
+        ]:
+            made = build_config("A", http=given)
+            self.assertEqual((made.http, made.http_urls["A"]), (endpoint, url), given)
+        self.assertEqual(made.http_urls["C"], "http://127.0.0.1:5202")
+        self.assertIn("--http", self.refused(http="x"))
+        self.assertEqual(build_config("A", peers=["A=127.0.0.1:65400"]).http, "")
+
+    def test_http_of_others(self) -> None:
+        """A cluster file says where the HTTP of each node is."""
+        text = '[nodes.A]\npeer = "10.0.0.1:7000"\nhttp = "10.0.0.1:80"\n[nodes.B]\npeer = "10.0.0.2:7000"'
+        path = self.write(text)
+        made = build_config("B", cluster=path)
+        self.assertEqual(made.http_urls, {"A": "http://10.0.0.1:80", "B": "http://10.0.0.2:7200"})
+        self.assertEqual(build_config("A", cluster=path).http, "tcp:80:interface=10.0.0.1:backlog=1024")
+
+    def test_http_allow_hosts(self) -> None:
+        """Names are taken as they are."""
+        self.assertEqual(build_config("A", http_allow_hosts=["db.example"]).http_allow_hosts, ("db.example",))
+
     def test_client(self) -> None:
         """--client is host:port or an endpoint string."""
         for given, endpoint, told in [

@@ -45,6 +45,9 @@ CLIENT_PORT_OFFSET: Final = 100
 HTTP_PORT_OFFSET: Final = 200
 """And HTTP is served this far above it."""
 
+HTTP_BACKLOG: Final = 1_024
+"""HTTP connections that may wait to be accepted: thousands of watches come at once after a restart."""
+
 NO_HTTP: Final = ("", "none")
 """As ``--http``: no HTTP."""
 
@@ -446,18 +449,20 @@ def _client_port(
     return endpoint, told
 
 
-def _endpoint(text: str | None, bind: Address, where: str, option: str, offset: int) -> str:
+def _endpoint(
+    text: str | None, bind: Address, where: str, option: str, offset: int, backlog: int | None = None
+) -> str:
     """The server endpoint string for ``text``, which is one, or ``host:port``, or None."""
     if text is None:
         port = bind.port + offset
         if port > 65_535:
             raise ConfigError(f"{option}: there is no port {offset} above {bind}: name one")
-        return server_endpoint(Address(bind.host, port))
+        return server_endpoint(Address(bind.host, port), backlog)
     if is_endpoint(text):
         return text
     if text.startswith("[") or text.count(":") == 1:
         address = parse_address(text, where)
-        return server_endpoint(Address(_default_bind(address).host, address.port))
+        return server_endpoint(Address(_default_bind(address).host, address.port), backlog)
     raise ConfigError(f"{where}: {text[:80]!r} is neither host:port nor an endpoint such as tcp:5100")
 
 
@@ -469,7 +474,7 @@ def _http_port(option: str | None, cluster: Cluster, uid: str, bind: Address) ->
         return ""  # nobody asked for it
     if text in NO_HTTP:
         return ""
-    return _endpoint(text, bind, where, "--http", HTTP_PORT_OFFSET)
+    return _endpoint(text, bind, where, "--http", HTTP_PORT_OFFSET, HTTP_BACKLOG)
 
 
 def _http_urls(cluster: Cluster, uid: str, own_endpoint: str) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import resource
 import secrets
 import socket
 from collections.abc import Callable
@@ -29,13 +30,16 @@ from twisted_paxos.statemachine.kvlimits import KvLimits
 from twisted_paxos.statemachine.machine import IStateMachine
 from twisted_paxos.storage.providers import find_provider
 from twisted_paxos.web.gateway import Identity, MemberInfo
-from twisted_paxos.web.http import GatewaySite
+from twisted_paxos.web.http import CONNECTIONS_MAX, GatewaySite
 from twisted_paxos.web.pages import StatusPages
 from twisted_paxos.web.site import make_site
 
 log = Logger()
 
 INCARNATION_BYTES = 8
+
+FILES_RESERVED = 2_000
+"""Open files that are not for HTTP clients: a thousand native clients, peers, storage."""
 
 
 class NodeService(Service):
@@ -114,6 +118,7 @@ class NodeService(Service):
             Identity(node.cluster, members),
             f"http-{self._entropy()}",
             (*own_names, *config.http_allow_hosts),
+            _http_connections_max(),
             pages=self._pages.resources,
         )
 
@@ -200,6 +205,14 @@ class NodeService(Service):
     def _not_revived(self, failure: Failure) -> None:
         if self.running:
             self._fail(failure.getErrorMessage())
+
+
+def _http_connections_max() -> int:
+    """HTTP clients that this process can have, and still open its own files and serve other clients."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files == resource.RLIM_INFINITY:
+        return CONNECTIONS_MAX
+    return min(CONNECTIONS_MAX, max(files // 2, files - FILES_RESERVED))
 
 
 def build_service(

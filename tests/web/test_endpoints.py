@@ -6,11 +6,12 @@ from base64 import b64decode
 
 from msgspec import structs
 
-from tests.web.sites import WebCase, b64
-from twisted_paxos.core.ballot import ProposalID
+from tests.web.sites import HttpClient, WebCase, b64
+from twisted_paxos.core.ballot import NO_BALLOT, ProposalID
 from twisted_paxos.errors import NodeStopped, Overloaded, StorageFailed, StorageFull
 from twisted_paxos.statemachine.commands import NodeStatus
 from twisted_paxos.statemachine.kv import KeyValueStore
+from twisted_paxos.web import gateway
 from twisted_paxos.web.endpoints import endpoints
 from twisted_paxos.web.gateway import REQUEST_TIMEOUT_S
 
@@ -126,6 +127,33 @@ class KvTests(WebCase):
             (404, 5, "etcdserver: requested lease not found"), self.refusal("kv/put", {"key": K, "lease": 9})
         )
         self.assertEqual((400, 3), self.refusal("kv/put", b"{")[:2])
+
+    def test_large_answer(self) -> None:
+        """An answer over the limit is refused, with what to do; in parts it is had."""
+        self.patch(gateway, "ANSWER_MAX_BYTES", 1_000)
+        for number in range(20):
+            self.put(b"k%d" % number, bytes(50))
+        every = {"key": b64(b"\0"), "range_end": b64(b"\0")}
+        status, code, message = self.refusal("kv/range", every)
+        self.assertEqual((429, 8), (status, code))
+        self.assertIn("set a limit", message)
+        self.assertEqual(5, len(self.ask("kv/range", {**every, "limit": 5})["kvs"]))
+
+    def test_term_of_who_has_no_vote(self) -> None:
+        """An observer, and a node that comes back without its promise, have the term that they hear of."""
+        made = self.node.status()
+        heard = ProposalID(4, "B")
+        for role, promised, term in (
+            ("follower", ProposalID(3, "B"), "3"),
+            ("follower", NO_BALLOT, "4"),
+            ("joining", ProposalID(1, "A"), "4"),
+            ("observer", NO_BALLOT, "4"),
+        ):
+            status = structs.replace(made, role=role, ballot=heard, promised=promised)
+            self.node.status = lambda status=status: status  # type: ignore[misc]
+            client = HttpClient(self.make_site(self.node))
+            client.send("/v3/kv/put", b'{"key":"aw=="}')
+            self.assertEqual(term, client.reply().json["header"]["raft_term"], role)
 
     def test_serializable(self) -> None:
         """A serializable read needs no leader."""
