@@ -15,7 +15,7 @@ from zope.interface import implementer
 
 from twisted_paxos.core.ballot import NO_BALLOT, ProposalID
 from twisted_paxos.core.log import Log
-from twisted_paxos.core.messages import Accepted, Command, Entry, Promise, Sender, SlotEntry, decode_value
+from twisted_paxos.core.messages import Command, Entry, Sender, SlotEntry, decode_value
 from twisted_paxos.core.records import (
     Identity,
     Record,
@@ -33,10 +33,6 @@ from twisted_paxos.testing.witness import Violation, Witness, show
 
 STATE_EVERY_SLOTS = 8
 """States are compared after every so many slots, and at the end."""
-
-
-VOTES = (Promise, Accepted)
-"""What counts for something at whoever takes it."""
 
 
 class Rules(Check):
@@ -284,6 +280,7 @@ class Checks:
         violation: the first (check, what) that must not be; None while all is well.
         witness: knows what is truly chosen.
         disks: by id.
+        older_copies: starts that nobody may listen to.
     """
 
     def __init__(
@@ -297,7 +294,7 @@ class Checks:
         self.witness = Witness(voters)
         self.disks = {uid: Disk() for uid in uids}
         self._may_stop = may_stop
-        self._older_copies: set[Sender] = set()
+        self.older_copies: set[Sender] = set()
         self._same_state = SameState()
         self._checks: tuple[Check, ...] = (
             Rules(self.witness),
@@ -397,11 +394,11 @@ class Checks:
         if disk.older_copy:
             disk.older_copy, disk.is_older = False, True
         if disk.is_older:
-            self._older_copies.add(life)
+            self.older_copies.add(life)
 
     def admitted(self, life: Sender, sender: Sender) -> None:
-        """A node takes one of `VOTES` of another: not from a start whose storage is an older copy."""
-        if self._older_copies and sender.uid != life.uid and sender in self._older_copies:
+        """A node listens to this start of a member: not to one whose storage is an older copy."""
+        if sender.uid != life.uid and sender in self.older_copies:
             self.report("old copy", f"{show(life)} hears {show(sender)}, whose storage is an older copy")
 
     def chosen(self, uid: str, entries: Sequence[SlotEntry]) -> None:

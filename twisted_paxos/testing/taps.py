@@ -16,7 +16,7 @@ from twisted_paxos.core.messages import Accept, Accepted, Command, Envelope, Hea
 from twisted_paxos.core.records import Record, Recovered
 from twisted_paxos.node import PersistentPaxosNode
 from twisted_paxos.snapshots import Policy
-from twisted_paxos.testing.checks import VOTES, Checks
+from twisted_paxos.testing.checks import Checks
 from twisted_paxos.testing.cluster import SimulatedCluster, SimulatedNode
 from twisted_paxos.testing.registers import Registers
 from twisted_paxos.testing.rulechecks import READ_MESSAGES
@@ -142,7 +142,7 @@ class Taps:
 
         def admit_and_tell(sender: Sender, message: Any) -> Any:
             admitted = admit(sender, message)
-            if admitted[0] and isinstance(message, VOTES):
+            if admitted[0] and checks.older_copies and replica.membership.is_member(sender):
                 checks.admitted(life, sender)
             return admitted
 
