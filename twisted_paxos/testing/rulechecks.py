@@ -25,10 +25,14 @@ class OnlyStoredIsChosen(Check):
         self._witness = witness
 
     def noted(self, life: Sender, disk: Disk, upto: int, snapshot_slot: int) -> None:
-        """Its disk has the chosen value of each of these slots, or a snapshot that stands for it."""
+        """Its disk has the chosen value of each of these slots, or a snapshot that stands for it.
+
+        Whether they are chosen at all is looked at when they are applied.
+        """
         for slot in range(max(disk.noted_upto, snapshot_slot) + 1, upto + 1):
             _, entry = disk.stored.get(slot, (False, None))
-            if entry is None or self._witness.chosen.get(slot) != entry.value:
+            chosen = self._witness.chosen.get(slot)
+            if chosen is not None and (entry is None or entry.value != chosen):
                 raise Violation(
                     f"rule 7: {show(life)} notes slot {slot} as chosen, its disk does not have its value"
                 )
