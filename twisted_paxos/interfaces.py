@@ -210,6 +210,8 @@ class INode(Interface):
     def forget(sink: IResultSink) -> None:
         """Stop trying for what ``sink`` submitted; what went out may still be chosen."""
 
+    machine: object = Attribute("The `IStateMachine`; to be looked at, and never changed.")
+
     watches: object = Attribute("The `WatchHub` of the key-value store; None with another state machine.")
 
     def query(payload: Raw, serializable: bool = False) -> Deferred[Raw]:
@@ -221,6 +223,9 @@ class INode(Interface):
 
     def status() -> object:
         """A `twisted_paxos.statemachine.commands.NodeStatus` of this moment."""
+
+    def figures() -> object:
+        """The `twisted_paxos.figures.NodeFigures` of this moment; cheap enough for a few times a second."""
 
     def read_log(from_slot: int, limit_bytes: int) -> Deferred[list[SlotEntry]]:
         """Chosen entries from ``from_slot`` on, as many as fit; empty when there are none yet.

@@ -253,6 +253,22 @@ class SlowConsumerTests(WatchCase):
         self.network.run(1.0)
         self.assertEqual(quick.revisions, consumer.revisions)
 
+    def test_catches_up_without_a_node(self) -> None:
+        """One whose consumer catches up while there is no connection goes on with the next one."""
+        self.patch(module, "BUFFER_MAX_BATCHES", 10)
+        slow = self.kv.watch("", prefix=True)
+        self.addCleanup(slow.close)
+        quick = self.consume()
+        for number in range(40):
+            self.put(f"k{number}")
+            self.network.run(0.01)
+        self.assertTrue(slow.resting)
+        self.network.kill(5100)
+        consumer = Consumer(slow)
+        self.assertLess(len(consumer.revisions), 40)
+        self.network.run(1.0)
+        self.assertEqual(quick.revisions, consumer.revisions)
+
 
 class UnitTests(WatchCase):
     """Single steps that a conversation hardly shows."""

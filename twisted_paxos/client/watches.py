@@ -244,8 +244,11 @@ class Watches:
 
     def go_on(self, watch: Watch) -> None:
         """The consumer of a watch that rests has caught up."""
-        if watch in self._watches and self._connection is not None:
-            self._start(watch)
+        if watch in self._watches:
+            # Without a connection, the next one starts it.
+            watch.resting = False
+            if self._connection is not None:
+                self._start(watch)
 
     def close(self) -> None:
         """End everything: iterations end."""

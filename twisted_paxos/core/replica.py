@@ -95,6 +95,7 @@ class Replica:
         disk_waiting_since_s: since when the oldest unfinished write waits; None when there is
             none. Set by whoever performs the effects.
         disk_full: there is no room to write. Set likewise.
+        take_overs: how many times it started phase 1.
     """
 
     def __init__(
@@ -120,6 +121,7 @@ class Replica:
         self.reads = Reads(settings.uid, self.acceptor, self.proposer, random, self.me.boot_id)
         self.disk_waiting_since_s: float | None = None
         self.disk_full = False
+        self.take_overs = 0
         self._took_over_s = now_s
         self._told_works = False
         self._next_admit_s = now_s
@@ -424,6 +426,7 @@ class Replica:
         return effects
 
     def _take_over(self, now_s: float) -> Effects:
+        self.take_overs += 1
         above = max(self.acceptor.promised, self.election.highest_seen)
         effects = self.proposer.take_over(above, now_s)
         self.acceptor.promised = self.proposer.ballot

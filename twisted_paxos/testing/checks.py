@@ -275,6 +275,7 @@ class Checks:
         uids: all nodes.
         sent: says whether a client sent a command.
         may_stop: says whether a fault allows a node to stop by itself.
+        more: further checks; they come last.
 
     Attributes:
         violation: the first (check, what) that must not be; None while all is well.
@@ -289,6 +290,7 @@ class Checks:
         uids: Iterable[str],
         sent: Callable[[Command], bool],
         may_stop: Callable[[str], bool],
+        more: Sequence[Check] = (),
     ) -> None:
         self.violation: tuple[str, str] | None = None
         self.witness = Witness(voters)
@@ -309,6 +311,7 @@ class Checks:
             Acknowledged(self.witness),
             RealTime(),
             Linearizable(),
+            *more,
         )
         events = [name for name, what in vars(Check).items() if callable(what) and name[0] != "_"]
         self._listeners = {

@@ -38,6 +38,9 @@ USURP_S: Final = 0.6
 UNHEARD_STARTS_MAX: Final = 20
 """An old copy is started at most so often before anybody hears of it."""
 
+CLOCK_RATES: Final = (0.5, 0.9, 0.99, 1.01, 1.1, 2.0)
+"""How fast a node's clock may run."""
+
 COPIES_MAX: Final = 4
 """Old copies of a directory that are kept."""
 
@@ -68,10 +71,12 @@ class Injector:
         tell: told a line for each thing that happens.
         highest_stored: gives the highest slot that a node ever stored.
         damaged: told the id of a node and the kind of damage that its disk took.
+        clock_rates: how fast the clocks of nodes may run.
 
     Attributes:
         nodes: what is wrong with each.
         healed: no fault begins any more.
+        jumps_s: when a clock jumped.
     """
 
     def __init__(
@@ -81,11 +86,14 @@ class Injector:
         tell: Callable[[str], None],
         highest_stored: Callable[[str], int],
         damaged: Callable[[str, str], None],
+        clock_rates: Sequence[float] = CLOCK_RATES,
     ) -> None:
         self.cluster = cluster
         self.schedule = schedule
         self.nodes = {uid: NodeFaults() for uid in cluster.nodes}
         self.healed = False
+        self.jumps_s: list[float] = []
+        self._clock_rates = clock_rates
         self._tell = tell
         self._highest_stored = highest_stored
         self._damaged = damaged
@@ -242,7 +250,7 @@ class Injector:
         """From its next start on, a node's clock runs fast or slow and shows another time."""
         node = self._pick(random)
         if node is not None:
-            node.clock_rate = random.choice((0.5, 0.9, 0.99, 1.01, 1.1, 2.0))
+            node.clock_rate = random.choice(self._clock_rates)
             node.clock_offset_s = random.uniform(0.0, 1e6)
             self._crash(node, False, min(fault.seconds, 0.5))
 
@@ -252,6 +260,7 @@ class Injector:
         if node is not None and node.reactor is not None:
             self._tell(f"{node.uid}: its clock jumps by {fault.amount * 10:.3f} s")
             node.reactor.jump(fault.amount * 10)
+            self.jumps_s.append(self.cluster.clock.now_s)
 
     # -- crashes between two effects
 

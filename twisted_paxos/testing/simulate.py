@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from twisted_paxos.errors import ConfigError
-from twisted_paxos.testing.schedule import FAULTY_S, describe, parse_kinds
+from twisted_paxos.testing.schedule import FAULTY_S, LOADS, describe, parse_kinds
 from twisted_paxos.testing.seeds import Found, Wish, parse_seeds, run_all, run_seed, workers
 
 FAILURES_SHOWN_MAX = 20
@@ -106,6 +106,7 @@ def simulate(wishes: Iterable[Wish], jobs: int | None, dask: str, console: Conso
 @click.option("--seeds", default="0-99", show_default=True, help="Seeds, such as 0-999 or 3,5,8-9.")
 @click.option("--nodes", type=click.IntRange(1, 9), help="Voters; 3 or 5, from the seed, unless given.")
 @click.option("--faults", default="all", show_default=True, help="Kinds or classes of faults, or none.")
+@click.option("--load", type=click.Choice(LOADS), help="What clients do; from the seed, unless given.")
 @click.option("--trace", is_flag=True, help="Show all that happened in a run that fails.")
 @click.option("--seconds", type=click.FloatRange(1, 600), default=FAULTY_S, help="How long faults go on.")
 @click.option("--jobs", type=click.IntRange(1), help="Worker processes; as many as there are cores.")
@@ -116,6 +117,7 @@ def main(
     seeds: str,
     nodes: int | None,
     faults: str,
+    load: str | None,
     trace: bool,
     seconds: float,
     jobs: int | None,
@@ -128,7 +130,7 @@ def main(
     try:
         numbers = parse_seeds(seeds)
         kinds = None if faults == "all" else parse_kinds(faults)
-        wishes = (Wish(seed, nodes, kinds, seconds, trace, mutant, not whole) for seed in numbers)
+        wishes = (Wish(seed, nodes, kinds, seconds, trace, mutant, not whole, load or "") for seed in numbers)
         failed = simulate(wishes, jobs or (1 if len(numbers) == 1 else None), dask, console)
     except ConfigError as error:
         raise click.ClickException(str(error)) from None

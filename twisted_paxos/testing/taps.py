@@ -16,6 +16,7 @@ from twisted_paxos.core.messages import Accept, Accepted, Command, Envelope, Hea
 from twisted_paxos.core.records import Record, Recovered
 from twisted_paxos.node import PersistentPaxosNode
 from twisted_paxos.snapshots import Policy
+from twisted_paxos.statemachine.machine import IStateMachine
 from twisted_paxos.testing.checks import Checks
 from twisted_paxos.testing.cluster import SimulatedCluster, SimulatedNode
 from twisted_paxos.testing.registers import Registers
@@ -39,6 +40,7 @@ class Taps:
         trace: told (node, what, to, message) for each message sent.
         applied: told the id of a node that applied a slot.
         policy: when nodes make snapshots.
+        machine: makes an empty state machine.
     """
 
     def __init__(
@@ -48,11 +50,13 @@ class Taps:
         trace: Callable[[str, Sequence[str], Any], None],
         applied: Callable[[str], None],
         policy: Policy,
+        machine: Callable[[], IStateMachine] = Registers,
     ) -> None:
         self._checks = checks
         self._trace = trace
         self._applied = applied
         self._policy = policy
+        self._machine = machine
         self.lives: dict[str, Sender] = {}
         self._decoded: dict[bytes, Envelope] = {}
         cluster.on_storage.append(self._storage_made)
@@ -64,7 +68,7 @@ class Taps:
         taps = self
 
         def start_service(node: PersistentPaxosNode) -> None:
-            node.machine, node._snapshot_policy = Registers(), taps._policy
+            node.machine, node._snapshot_policy = taps._machine(), taps._policy
             start(node)
             taps._node_started(node)
 
