@@ -28,7 +28,12 @@ from twisted_paxos.core.records import (
 from twisted_paxos.testing.checkbase import Check, Disk
 from twisted_paxos.testing.history import Op
 from twisted_paxos.testing.linearizability import find_violation
-from twisted_paxos.testing.rulechecks import OnlyStoredIsChosen, ReadsConfirmed, SnapshotKeepsVotes
+from twisted_paxos.testing.rulechecks import (
+    HighestBallotWins,
+    OnlyStoredIsChosen,
+    ReadsConfirmed,
+    SnapshotKeepsVotes,
+)
 from twisted_paxos.testing.witness import Violation, Witness, show
 
 STATE_EVERY_SLOTS = 8
@@ -124,7 +129,7 @@ class PromiseOnlyGrows(Check):
         self._promised[life.uid] = recovered.promised
 
     def written(self, life: Sender, records: Sequence[Record]) -> None:
-        """Compare with the one before; a vote above the promise is a promise that was not saved."""
+        """Compare with the one before; a vote is at the ballot promised last."""
         uid = life.uid
         for record in records:
             promised = self._promised.get(uid, NO_BALLOT)
@@ -132,8 +137,8 @@ class PromiseOnlyGrows(Check):
                 if record.ballot < promised:
                     raise Violation(f"{uid} saves promise {record.ballot} after {promised}")
                 self._promised[uid] = record.ballot
-            elif isinstance(record, SaveAccepted) and record.ballot > promised:
-                raise Violation(f"{uid} accepts at {record.ballot} above its promise {promised}")
+            elif isinstance(record, SaveAccepted) and record.ballot != promised:
+                raise Violation(f"rule 4: {uid} accepts at {record.ballot}, its promise is {promised}")
 
 
 class SameState(Check):
@@ -307,6 +312,7 @@ class Checks:
             ExactlyOnce(sent),
             OnlyStoredIsChosen(self.witness),
             SnapshotKeepsVotes(),
+            HighestBallotWins(self.witness),
             ReadsConfirmed(self.witness),
             Acknowledged(self.witness),
             RealTime(),
@@ -384,7 +390,7 @@ class Checks:
         self._tell("installed", life, self.disks[life.uid], slot, log)
 
     def took(self, life: Sender, sender: Sender, message: Any) -> None:
-        """A node takes one of `READ_MESSAGES`."""
+        """A node takes one of `TAKEN`."""
         self._tell("took", life, sender, message)
 
     def stored_read(self, uid: str, entries: Sequence[SlotEntry]) -> None:
