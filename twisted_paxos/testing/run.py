@@ -389,17 +389,12 @@ def patched_sizes(schedule: Schedule) -> Iterator[None]:
 
 @contextmanager
 def without_gc() -> Iterator[None]:
-    """A run is short: garbage is collected after it, when what that does can disturb no other run.
-
-    Only that of the run: what was there before is set aside, else every run looks through all modules.
-    """
+    """A run is short: garbage is collected after it, when what that does can disturb no other run."""
     was_enabled = gc.isenabled()
     gc.disable()
-    gc.freeze()
     try:
         yield
     finally:
         gc.collect()
-        gc.unfreeze()
         if was_enabled:
             gc.enable()
