@@ -214,6 +214,7 @@ class Run:
         self._power_loss()
         if self._agree("after the power loss of all nodes") and self._watches_end():
             self._read_logs()
+            self._agree("at the end")
             self.checks.compare_states(
                 (self.taps.lives[uid], node.node.state)
                 for uid, node in self.cluster.nodes.items()
