@@ -259,6 +259,7 @@ class CheckTests(SynchronousTestCase):
         first = grants[0]
         for wrong in (
             [*grants, first],
+            [first._replace(held=False), *grants[1:]],
             [first._replace(token=first.token + 1), *grants[1:]],
             [Grant(0.0, "lock", b"lock/none", 1)],
         ):

@@ -9,7 +9,6 @@ from unittest import mock
 from msgspec import structs
 from twisted.internet.defer import Deferred
 
-from twisted_paxos.client.recipes.locks import Lock
 from twisted_paxos.client.recipes.place import Place
 from twisted_paxos.client.watches import Watch
 from twisted_paxos.statemachine.kvcommands import Event
@@ -200,4 +199,4 @@ def held_after_the_lease() -> Sequence[Patch]:
 @kv_mutant("recipes: lost")
 def turn_taken_without_lease() -> Sequence[Patch]:
     """Nobody looks whether the lease is sure when the turn comes."""
-    return [mock.patch.object(Lock, "_check_lease", lambda self: None)]
+    return [mock.patch.object(Place, "_check_lease", lambda self: None)]

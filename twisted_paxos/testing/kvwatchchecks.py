@@ -137,7 +137,9 @@ class Exclusion(KvCheck):
         return self._run.slack_s(at_s)
 
     def _check_turn(self, grant: Grant) -> None:
-        """Whoever came before was gone when it was somebody's turn."""
+        """Whoever came before was gone when it was somebody's turn, and the lease was sure."""
+        if not grant.held:
+            raise Violation(f"{grant}: its lease was not sure any more")
         revision = self._run.revision_at(grant.at_s)
         prefix = grant.name.encode() + b"/"
         state = self._run.replay.store.states[revision]
