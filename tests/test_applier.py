@@ -58,7 +58,7 @@ class ApplierTests(SynchronousTestCase):
             self.clock,
             self.storage,
             ReplicatedState(OpaqueLog()),
-            lambda key: self.owners.pop(key, None),
+            lambda commands: [self.owners.pop((one.client, one.sequence), None) for one in commands],
             lambda commands, time_ms, wanted_ms: self.applied.append([one.sequence for one in commands]),
             self.fail_with,
             lambda: self.stored_upto,

@@ -256,7 +256,7 @@ class StartTests(ProcessCase):
         self.assert_refused(
             FakeNode(busy),
             "cannot listen on 127.0.0.1:5000: Address already in use; "
-            "--client, --peer and --cluster choose other ports",
+            "--client, --http, --peer and --cluster choose other ports",
             nodaemon=True,
         )
 
@@ -312,7 +312,7 @@ class FailureTests(ProcessCase):
         node = FakeNode(Deferred())
         self.start(node)
         node.start.errback(CannotListenError("", 5100, OSError(98, "Address already in use")))
-        hint = "--client, --peer and --cluster choose other ports"
+        hint = "--client, --http, --peer and --cluster choose other ports"
         self.assert_stopped(f"cannot listen on *:5100: Address already in use; {hint}")
 
     def test_failed(self) -> None:

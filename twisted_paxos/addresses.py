@@ -103,3 +103,16 @@ def told_client(endpoint: str, host: str) -> str:
         return endpoint
     interface = options.get("interface", "")
     return str(Address(host if interface in {"", "0.0.0.0", "::"} else interface, int(port)))
+
+
+def told_url(told: str) -> str:
+    """The URL of what `told_client` tells: plain HTTP on ``host:port``; of endpoint strings what is known."""
+    kind, _, rest = told.partition(":")
+    if kind.lower() not in _ENDPOINT_KINDS:
+        return f"http://{told}"
+    if kind.lower() in {"ssl", "tls"}:
+        interface = re.search(r"(?<!\\)interface=((?:[^:\\]|\\.)+)", rest)
+        port = re.match(r"(?:port=)?([0-9]+)", rest)
+        host = interface[1].replace(chr(92), "") if interface else "localhost"
+        return f"https://{Address(host, int(port[1]))}" if port else "https://localhost"
+    return f"unix://{rest}" if kind.lower() == "unix" else "http://localhost"

@@ -17,11 +17,12 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from twisted_paxos.core.ballot import ProposalID
+from twisted_paxos.core.histogram import Histogram
 from twisted_paxos.core.messages import Command, SlotEntry, decode_value
 from twisted_paxos.errors import StorageDamaged
 from twisted_paxos.interfaces import IAcceptorStorage
 from twisted_paxos.statemachine.commands import Result
-from twisted_paxos.statemachine.replicated import ReplicatedState
+from twisted_paxos.statemachine.replicated import Applied, ReplicatedState
 
 log = Logger()
 
@@ -42,7 +43,8 @@ class Applier:
         clock: the reactor.
         storage: where earlier slots are.
         state: what slots are applied to.
-        take_owner: gives whoever waits for a (client, sequence), once.
+        owners_of: gives whoever waits for each of a slot's commands (or None), once; an empty
+            list when nobody waits for any.
         applied: told (commands, log time in ms, the log time that the state machine waits for).
         failed: told when a stored slot cannot be read or decoded.
         stored_upto: gives the last slot whose chosen value storage certainly has.
@@ -51,6 +53,9 @@ class Applier:
         target: the last slot known as chosen.
         listeners: called with (slot, ballot, commands that applied now) after each slot.
         paused: nothing is applied, because a snapshot is about to replace the state.
+        applies: how long batches of slots took to apply, in seconds.
+        commands: how many commands applied.
+        failed_commands: how many were chosen and could not be applied.
     """
 
     def __init__(
@@ -58,7 +63,7 @@ class Applier:
         clock: IReactorTime,
         storage: IAcceptorStorage,
         state: ReplicatedState,
-        take_owner: Callable[[tuple[str, int]], Any],
+        owners_of: Callable[[Sequence[Command]], Sequence[Any]],
         applied: Callable[[Sequence[Command], int, int | None], None],
         failed: Callable[[str | Failure], None],
         stored_upto: Callable[[], int],
@@ -66,10 +71,13 @@ class Applier:
         self.state = state
         self.target = 0
         self.paused = True
+        self.applies = Histogram()
+        self.commands = 0
+        self.failed_commands = 0
         self.listeners: list[Callable[[int, ProposalID, Sequence[Command]], None]] = []
         self._clock = clock
         self._storage = storage
-        self._take_owner = take_owner
+        self._owners_of = owners_of
         self._applied = applied
         self._failed = failed
         self._stored_upto = stored_upto
@@ -163,12 +171,21 @@ class Applier:
 
     def _apply_all(self, entries: Sequence[SlotEntry]) -> None:
         results: dict[int, tuple[Any, list[Result]]] = {}
+        started_s = self._clock.seconds()
         for entry in entries:
             self._apply(entry, results)
+        if entries:
+            self.applies.observe(self._clock.seconds() - started_s)
         if self._awaited:
             self._wake()
         for owner, its in results.values():
             owner.applied(its)
+
+    def _count(self, applied: Applied) -> None:
+        self.commands += len(applied.commands)
+        if len(applied.commands) != len(applied.results):
+            # Repetitions and openings of sessions are no failures; all that failed is in here.
+            self.failed_commands += sum(bool(result.error) for result in applied.results)
 
     def _apply(self, entry: SlotEntry, results: dict[int, tuple[Any, list[Result]]]) -> None:
         try:
@@ -176,9 +193,8 @@ class Applier:
         except msgspec.DecodeError as error:
             raise StorageDamaged(f"the value chosen in slot {entry.slot} is no value: {error}") from None
         applied = self.state.apply(entry.slot, value)
-        take_owner = self._take_owner
-        for result in applied.results:
-            owner = take_owner((result.client, result.sequence))
+        self._count(applied)
+        for owner, result in zip(self._owners_of(value.commands), applied.results, strict=False):
             if owner is not None:
                 results.setdefault(id(owner), (owner, []))[1].append(result)
         self._applied(value.commands, self.state.log_time_ms, self.state.machine.deadline_ms)

@@ -113,6 +113,14 @@ class RequestsTests(SynchronousTestCase):
         self.assertIsNone(self.requests.applied(("c", 1)))
         self.assertEqual(len(self.requests), 0)
 
+    def test_ownersOfASlot(self) -> None:
+        """Of a slot's commands those that somebody waits for here; nothing at all when nobody waits."""
+        self.submit(1, owner="first")
+        self.submit(3, owner="third")
+        commands = [Command("c", sequence, 1, Raw(b"1")) for sequence in (1, 2, 3)]
+        self.assertEqual(self.requests.owners_of(commands), ["first", None, "third"])
+        self.assertEqual(self.requests.owners_of(commands), [])
+
     def test_forgottenOwnerIsNotTriedFor(self) -> None:
         """A client that went away leaves nothing behind."""
         self.submit(1, owner="gone")

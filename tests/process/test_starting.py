@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
 import socket
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 from twisted.internet.defer import Deferred
 
 from twisted_paxos.client import ask_status, connect
 from twisted_paxos.errors import OutcomeUnknown, Unavailable
-from twisted_paxos.testing.nodes import free_ports, poll
+from twisted_paxos.testing.nodes import NodeProcess, free_ports, poll
 
 from .support import SLOW_S, STOPPED, TWISTD, Ended, ProcessCase, process_runs
 
@@ -63,6 +67,44 @@ class StopTests(ProcessCase):
         node.start()
         await node.wait_ready(SLOW_S)
         await self.propose([node.endpoint], ["short"])
+
+    async def test_log_json(self) -> None:
+        """With ``--log-json`` each line on the terminal, or in the log file, is one JSON object."""
+        ports = free_ports(2)
+        options = [f"--peer=A=127.0.0.1:{ports[0]}", f"--client=127.0.0.1:{ports[1]}", "--log-json"]
+        node = self.node("A", options, f"127.0.0.1:{ports[1]}")
+        node.start()
+        await node.wait_ready(SLOW_S)
+        await self.propose([node.endpoint], ["in JSON"])
+        await self.wait_for_line(node, "in JSON")
+        await node.stop()
+        self.assert_json_log(node.lines)
+        log_file = self.directory / "json.log"
+        command = [*TWISTD, "-n", "--logfile", str(log_file), "paxos", "--id", "A", *options]
+        running = NodeCommand(self.reactor, self.directory, command, node.endpoint)
+        self._nodes.append(running)
+        running.start()
+        await running.wait_ready(SLOW_S)
+        await running.stop()
+        self.assert_json_log(log_file.read_text().splitlines())
+
+    def assert_json_log(self, lines: Iterable[str]) -> None:
+        """All are JSON, from twistd's first to its last, and ours are among them."""
+        texts = [json.loads(line)["text"] for line in lines]
+        for part in ("starting up", "node A is ready", "Server Shut Down"):
+            self.assertTrue(any(part in text for text in texts), (part, texts))
+
+
+class NodeCommand(NodeProcess):
+    """A node that is started by a whole command line."""
+
+    def __init__(self, reactor: Any, directory: Path, command: list[str], endpoint: str) -> None:
+        super().__init__(reactor, "A", [], directory, endpoint)
+        self._command = command
+
+    def command(self) -> list[str]:
+        """As given."""
+        return self._command
 
 
 class RefusalTests(ProcessCase):

@@ -23,6 +23,7 @@ from twisted_paxos.statemachine.kvcommands import (
 )
 from twisted_paxos.statemachine.kvlimits import TXN_DEPTH_MAX, VERSION_OVERHEAD_BYTES, KvLimits
 from twisted_paxos.statemachine.machine import IStateMachine
+from twisted_paxos.statemachine.watches import WatchRequest
 
 CONTEXT = Context(1, 0, 1)
 
@@ -69,6 +70,20 @@ class ContractTests(SynchronousTestCase):
             txn = Txn(success=(txn,))
         self.assertTrue(store.do(txn).succeeded)
         self.assertEqual(store.do(Txn(success=(txn,))), kvc.MALFORMED)
+
+    def test_plain_puts_are_no_others(self) -> None:
+        """The short way of a plain put gives the results, state and errors of the long one."""
+        short, long = Store(KvLimits(quota_bytes=2_000)), Store(KvLimits(quota_bytes=2_000))
+        long.kv.watches.create(WatchRequest(b"k"), lambda: None)
+        outcomes = []
+        for store in (short, long):
+            lease = store.do(LeaseGrant(10, id=5)).id
+            done = [store.put(b"k", lease=lease), store.put(b"k", b"w"), store.put(b"")]
+            store.delete(b"k")
+            done += [store.put(key * 20, b"v" * 100) for key in (b"k", b"l", b"k", b"m", b"n", b"o", b"p")]
+            outcomes.append((done, store.do(kvc.LeaseRevoke(5)), store.kv.hash(), store.kv.size_bytes))
+        self.assertEqual(outcomes[0], outcomes[1])
+        self.assertEqual(outcomes[0][0][-1], kvc.NO_SPACE)
 
     def test_int64(self) -> None:
         """Numbers that no snapshot could hold are refused on the way in."""

@@ -29,7 +29,7 @@ class Node:
         self.disk = disk
         self.clock = Clock()
         self.executor = ImmediateExecutor(self.clock)
-        self.storage = FileStorage(disk, "A", self.executor, self.clock, segment_bytes)
+        self.storage = FileStorage(disk, "A", self.executor, segment_bytes)
 
     def start(self) -> Recovered:
         """Recover."""

@@ -39,7 +39,7 @@ class SimulatedFileTests(DurableContract, SynchronousTestCase):
 
     def make(self, uid: str = "A") -> Any:
         """See `StorageContract`."""
-        return FileStorage(self.disk, uid, ImmediateExecutor(self.clock), self.clock, segment_bytes=4096)
+        return FileStorage(self.disk, uid, ImmediateExecutor(self.clock), segment_bytes=4096)
 
 
 class OsFileTests(DurableContract, SynchronousTestCase):
@@ -49,7 +49,7 @@ class OsFileTests(DurableContract, SynchronousTestCase):
         """See `StorageContract`."""
         self.path = getattr(self, "path", None) or os.path.join(self.mktemp(), "A")
         executor = ImmediateExecutor(self.clock)
-        return FileStorage(OsDisk(self.path), uid, executor, self.clock, segment_bytes=1 << 16)
+        return FileStorage(OsDisk(self.path), uid, executor, segment_bytes=1 << 16)
 
 
 class SqliteTests(DurableContract, SynchronousTestCase):
@@ -58,4 +58,4 @@ class SqliteTests(DurableContract, SynchronousTestCase):
     def make(self, uid: str = "A") -> Any:
         """See `StorageContract`."""
         self.path = getattr(self, "path", None) or os.path.join(self.mktemp(), "A.db")
-        return SqliteStorage(self.path, uid, ImmediateExecutor(self.clock), self.clock)
+        return SqliteStorage(self.path, uid, ImmediateExecutor(self.clock))

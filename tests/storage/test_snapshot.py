@@ -37,7 +37,7 @@ class SimulatedFileSnapshotTests(DurableSnapshotContract, SynchronousTestCase):
 
     def make(self, uid: str = "A") -> Any:
         """See `StorageContract`."""
-        return FileStorage(self.disk, uid, ImmediateExecutor(self.clock), self.clock, segment_bytes=4096)
+        return FileStorage(self.disk, uid, ImmediateExecutor(self.clock), segment_bytes=4096)
 
 
 class OsFileSnapshotTests(DurableSnapshotContract, SynchronousTestCase):
@@ -51,7 +51,7 @@ class OsFileSnapshotTests(DurableSnapshotContract, SynchronousTestCase):
     def make(self, uid: str = "A") -> Any:
         """See `StorageContract`."""
         executor = ImmediateExecutor(self.clock)
-        return FileStorage(OsDisk(self.path), uid, executor, self.clock, segment_bytes=1 << 14)
+        return FileStorage(OsDisk(self.path), uid, executor, segment_bytes=1 << 14)
 
 
 class SqliteSnapshotTests(DurableSnapshotContract, SynchronousTestCase):
@@ -64,7 +64,7 @@ class SqliteSnapshotTests(DurableSnapshotContract, SynchronousTestCase):
 
     def make(self, uid: str = "A") -> Any:
         """See `StorageContract`."""
-        return SqliteStorage(self.path, uid, ImmediateExecutor(self.clock), self.clock)
+        return SqliteStorage(self.path, uid, ImmediateExecutor(self.clock))
 
     def change(self, *statements: str) -> None:
         """Change the stopped database behind the program's back."""

@@ -26,7 +26,7 @@ class SqliteTests(SynchronousTestCase):
 
     def start(self) -> tuple[SqliteStorage, Recovered]:
         """Open it."""
-        storage = SqliteStorage(self.path, "A", ImmediateExecutor(self.clock), self.clock)
+        storage = SqliteStorage(self.path, "A", ImmediateExecutor(self.clock))
         return storage, storage.recover("one", CLUSTER)
 
     def write(self, storage: SqliteStorage, *records: Record) -> str:
@@ -135,7 +135,7 @@ class SqliteTests(SynchronousTestCase):
         os.remove(self.path)
         self.change("CREATE TABLE other (x)")
         self.assert_damaged()
-        storage = SqliteStorage(self.path, "A", ImmediateExecutor(self.clock), self.clock)
+        storage = SqliteStorage(self.path, "A", ImmediateExecutor(self.clock))
         self.assertRaises(StorageError, storage.set_aside)
         self.assertEqual(os.listdir(os.path.dirname(self.path)), [os.path.basename(self.path)])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from msgspec import Raw
@@ -9,7 +10,20 @@ from twisted.logger import Logger
 from twisted.trial.unittest import SynchronousTestCase
 
 from twisted_paxos.core.ballot import ProposalID
-from twisted_paxos.core.messages import Accepted, Command, Entry, Sender, SlotEntry, encode_value
+from twisted_paxos.core.log import Log
+from twisted_paxos.core.messages import (
+    Accepted,
+    Command,
+    Confirm,
+    Confirmed,
+    Entry,
+    Promise,
+    ReadAt,
+    ReadRequest,
+    Sender,
+    SlotEntry,
+    encode_value,
+)
 from twisted_paxos.core.records import Identity, Recovered, SaveAccepted, SaveIdentity, SavePromise
 from twisted_paxos.statemachine.commands import encode_opaque
 from twisted_paxos.statemachine.replicated import ReplicatedState
@@ -143,12 +157,88 @@ class ChecksTests(SynchronousTestCase):
         self.checks.recovered(new, self.recovered(new))
         self.assertIsNone(self.checks.violation)
 
+    def test_vote_of_a_stranger(self) -> None:
+        """An incarnation that is no member votes."""
+        stranger = Sender("B", "B2", 1, "x")
+        self.checks.disks["B"].damaged = True
+        self.checks.recovered(stranger, self.recovered(stranger, promised=ONE))
+        self.checks.sent(stranger, Promise(ONE, 1, 0, 1, 0, ()))
+        self.found("rule 5", "no member")
+
+    def test_noted(self) -> None:
+        """What is stored may be noted as chosen, and read; so may what a snapshot stands for."""
+        self.vote("AB", 1, ONE, value("v"))
+        self.checks.noted(LIVES["A"], 1, 0)
+        self.checks.asked(LIVES["A"], 1, 0)
+        self.checks.noted(LIVES["C"], 1, 1)
+        self.checks.asked(LIVES["C"], 1, 1)
+        self.assertIsNone(self.checks.violation)
+
+    def test_noted_too_early(self) -> None:
+        """A slot is noted as chosen while its disk has nothing of it."""
+        self.vote("AB", 1, ONE, value("v"))
+        self.checks.noted(LIVES["C"], 1, 0)
+        self.found("rule 7", "notes slot 1")
+
+    def test_older_value_is_noted(self) -> None:
+        """A slot is noted as chosen while its disk has a value that was not."""
+        self.vote("C", 1, ONE, value("w"))
+        self.vote("AB", 1, TWO, value("v"))
+        self.checks.noted(LIVES["C"], 1, 0)
+        self.found("rule 7", "notes slot 1")
+
+    def test_read_too_early(self) -> None:
+        """A slot is read from storage as chosen before it is noted there."""
+        self.vote("AB", 1, ONE, value("v"))
+        self.checks.asked(LIVES["A"], 1, 0)
+        self.found("rule 7", "reads slot 1")
+
+    def test_snapshot_keeps_votes(self) -> None:
+        """A vote above a snapshot is still known when that was installed."""
+        self.vote("A", 5, ONE, value("v"))
+        log = Log(4, 5, {5: Entry(ONE, value("v"))})
+        self.checks.installed(LIVES["A"], 4, log)
+        self.assertIsNone(self.checks.violation)
+        log.entries.clear()
+        self.checks.installed(LIVES["A"], 4, log)
+        self.found("rule 7", "forgets its vote in slot 5")
+
+    def read(self, *events: str) -> None:
+        """Leader A does these: takes a read of B, asks, takes the answers of C and of itself, answers B."""
+        a, b, c = LIVES.values()
+        does: dict[str, Callable[[], None]] = {
+            "read": lambda: self.checks.took(a, b, ReadRequest(1, "x")),
+            "ask": lambda: self.checks.sent(a, Confirm(ONE, 1)),
+            "own answer": lambda: self.checks.took(a, a, Confirmed(ONE, 1)),
+            "answer": lambda: self.checks.took(a, c, Confirmed(ONE, 1)),
+            "done": lambda: self.checks.sent(a, ReadAt(1, 7, "x")),
+        }
+        for event in events:
+            does[event]()
+
+    def test_confirmed_read(self) -> None:
+        """A read is answered when a majority answered what was asked after it."""
+        self.read("read", "ask", "own answer", "answer", "done")
+        self.assertIsNone(self.checks.violation)
+
+    def test_unconfirmed_reads(self) -> None:
+        """It is not before; nor when the question was asked before the read came."""
+        for events in (
+            ("read", "done"),
+            ("read", "ask", "answer", "done"),
+            ("ask", "read", "own answer", "answer", "done"),
+            ("ask", "own answer", "answer", "done"),
+        ):
+            self.setUp()
+            self.read(*events)
+            self.found("confirmed", "unconfirmed")
+
     def test_older_copy_is_heard(self) -> None:
         """A start from an older copy of a directory must not be listened to."""
         self.checks.disks["A"].older_copy = True
         self.checks.recovered(LIVES["A"], self.recovered(LIVES["A"]))
         self.checks.started(LIVES["A"])
-        self.checks.admitted(LIVES["B"], LIVES["A"], Accepted(ONE, (1,)))
+        self.checks.admitted(LIVES["B"], LIVES["A"])
         self.found("old copy", "hears")
 
     def state(self, *values: str) -> ReplicatedState:

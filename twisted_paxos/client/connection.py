@@ -23,11 +23,11 @@ from twisted.internet.error import ConnectError, ConnectingCancelledError, DNSLo
 from twisted.internet.error import TimeoutError as ConnectTimeoutError
 from twisted.internet.interfaces import IAddress, IStreamClientEndpoint, ITCPTransport
 from twisted.internet.protocol import Factory, Protocol, connectionDone
-from twisted.protocols.basic import Int32StringReceiver
 from twisted.python.failure import Failure as TwistedFailure
 
 from twisted_paxos.core import limits
 from twisted_paxos.errors import ConfigError, PaxosError, Unavailable, WireError
+from twisted_paxos.framing import FrameReceiver
 from twisted_paxos.statemachine.commands import NodeStatus
 from twisted_paxos.wire.client import (
     CLIENT_VERSION,
@@ -85,7 +85,7 @@ def parse_endpoint(reactor: Any, text: str) -> IStreamClientEndpoint:
     return HostnameEndpoint(reactor, host, port)
 
 
-class ClientConnection(Int32StringReceiver):
+class ClientConnection(FrameReceiver):
     """Frames to and from one node.
 
     Args:
@@ -100,6 +100,7 @@ class ClientConnection(Int32StringReceiver):
     transport: Any
 
     def __init__(self, on_response: Callable[[Response], None], on_lost: Callable[[str], None]) -> None:
+        super().__init__()
         self.greeted: Deferred[Hello] = Deferred()
         self._on_response = on_response
         self._on_lost = on_lost

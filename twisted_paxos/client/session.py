@@ -282,6 +282,8 @@ class Session:
                 self._send_all()
             else:
                 self._open_session()
+            if self._connection is not None:
+                self._connection.push()
         self._give_room()
 
     def _send_all(self) -> None:

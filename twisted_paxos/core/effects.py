@@ -67,9 +67,9 @@ class Effects:
         sends: Iterable[Send] = (),
         replies: Iterable[Send] = (),
     ) -> None:
-        self.records: list[Record] = list(records)
-        self.sends: list[Send] = list(sends)
-        self.replies: list[Send] = list(replies)
+        self.records: list[Record] = list(records) if records else []
+        self.sends: list[Send] = list(sends) if sends else []
+        self.replies: list[Send] = list(replies) if replies else []
         self.chosen: list[SlotEntry] = []
         self.reads: list[ReadChosen] = []
         self.readable: list[Readable] = []
@@ -78,12 +78,19 @@ class Effects:
 
     def add(self, other: Effects) -> None:
         """Take over what ``other`` asks for, after what is here."""
-        self.records += other.records
-        self.sends += other.sends
-        self.replies += other.replies
-        self.chosen += other.chosen
-        self.reads += other.reads
-        self.readable += other.readable
+        # Most of it is empty most of the time, and this runs several times for each message.
+        if other.records:
+            self.records += other.records
+        if other.sends:
+            self.sends += other.sends
+        if other.replies:
+            self.replies += other.replies
+        if other.chosen:
+            self.chosen += other.chosen
+        if other.reads:
+            self.reads += other.reads
+        if other.readable:
+            self.readable += other.readable
         self.behind = self.behind or other.behind
         self.lost = self.lost or other.lost
 

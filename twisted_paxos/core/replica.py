@@ -95,6 +95,7 @@ class Replica:
         disk_waiting_since_s: since when the oldest unfinished write waits; None when there is
             none. Set by whoever performs the effects.
         disk_full: there is no room to write. Set likewise.
+        take_overs: how many times it started phase 1.
     """
 
     def __init__(
@@ -120,6 +121,7 @@ class Replica:
         self.reads = Reads(settings.uid, self.acceptor, self.proposer, random, self.me.boot_id)
         self.disk_waiting_since_s: float | None = None
         self.disk_full = False
+        self.take_overs = 0
         self._took_over_s = now_s
         self._told_works = False
         self._next_admit_s = now_s
@@ -249,7 +251,8 @@ class Replica:
             self._give_way_to(message.ballot)
         self.formation.reported(sender, message.ballot, max(message.slots, default=0))
         effects = self._learned(self.learner.on_accepted(sender, message, now_s), now_s)
-        effects.add(self.proposer.advance(now_s))
+        if self.proposer.phase is not Phase.IDLE:
+            effects.add(self.proposer.advance(now_s))
         return effects
 
     def _on_promise(self, sender: Sender, message: Promise, now_s: float) -> Effects:
@@ -300,7 +303,8 @@ class Replica:
             return Effects()
         chosen = self.learner.on_chosen_upto(sender.uid, status.chosen_upto, leads, now_s)
         effects = self._learned(chosen, now_s)
-        effects.add(self.proposer.advance(now_s))
+        if self.proposer.phase is not Phase.IDLE:
+            effects.add(self.proposer.advance(now_s))
         effects.add(self._elect(now_s))
         return effects
 
@@ -326,6 +330,8 @@ class Replica:
         The new sets are stored ahead of the slot that made them: a crash between the two must not
         leave a node that takes the slot as known and votes by the old sets.
         """
+        if not effects.chosen:
+            return effects
         changes = [entry for entry in effects.chosen if is_change(entry.value)]
         if not changes:
             return effects
@@ -411,8 +417,7 @@ class Replica:
         if self._told_works and not works:
             effects.add(self._news(now_s))
         self._told_works = works
-        may = self.acceptor.votes and proposer.phase is Phase.IDLE and not self.disk_stalled(now_s)
-        if may:
+        if proposer.phase is Phase.IDLE and self.acceptor.votes and not self.disk_stalled(now_s):
             answer = self.election.take_over(self.acceptor.promised, now_s)
             if answer is TakeOver.ASK:
                 effects.add(self._news(now_s))
@@ -421,6 +426,7 @@ class Replica:
         return effects
 
     def _take_over(self, now_s: float) -> Effects:
+        self.take_overs += 1
         above = max(self.acceptor.promised, self.election.highest_seen)
         effects = self.proposer.take_over(above, now_s)
         self.acceptor.promised = self.proposer.ballot

@@ -19,7 +19,7 @@ from twisted_paxos.core.effects import Effects, Send
 from twisted_paxos.core.messages import Command, Forward, ForwardReply
 from twisted_paxos.core.proposer import COMMAND_OVERHEAD_BYTES
 from twisted_paxos.core.timing import RetryTimer
-from twisted_paxos.errors import Overloaded, ValueTooLarge
+from twisted_paxos.errors import Overloaded, PaxosError, ValueTooLarge
 
 APPLY_WAIT_S = 2.0
 """What a leader took and did not get applied for this long is sent again."""
@@ -55,10 +55,12 @@ class Requests:
 
     Attributes:
         owners: (client, sequence) -> whoever wants the result; in the order of arrival.
+        refused: how many commands were not taken.
     """
 
     def __init__(self, random: Callable[[], float], first_id: int = 0) -> None:
         self.owners: dict[Key, Any] = {}
+        self.refused = 0
         self._commands: dict[Key, Command] = {}
         self._bytes = 0
         self._unsent: list[Command] = []
@@ -78,14 +80,11 @@ class Requests:
             Overloaded: too much waits; none of them was taken.
             ValueTooLarge: a payload is over the limit; none of them was taken.
         """
-        size = 0
-        for command in commands:
-            check_payload(command.payload)
-            size += len(command.payload) + COMMAND_OVERHEAD_BYTES
-        if len(self._commands) + len(commands) > limits.QUEUE_MAX_COMMANDS:
-            raise Overloaded(f"{len(self._commands):,} commands wait already; try again later")
-        if self._bytes + size > limits.QUEUE_MAX_BYTES:
-            raise Overloaded(f"{self._bytes:,} bytes of commands wait already; try again later")
+        try:
+            self._check_room(commands)
+        except PaxosError:
+            self.refused += len(commands)
+            raise
         for command in commands:
             key = (command.client, command.sequence)
             if key not in self._commands:
@@ -94,6 +93,16 @@ class Requests:
                 self._unsent.append(command)
             self.owners[key] = owner
 
+    def _check_room(self, commands: Sequence[Command]) -> None:
+        size = 0
+        for command in commands:
+            check_payload(command.payload)
+            size += len(command.payload) + COMMAND_OVERHEAD_BYTES
+        if len(self._commands) + len(commands) > limits.QUEUE_MAX_COMMANDS:
+            raise Overloaded(f"{len(self._commands):,} commands wait already; try again later")
+        if self._bytes + size > limits.QUEUE_MAX_BYTES:
+            raise Overloaded(f"{self._bytes:,} bytes of commands wait already; try again later")
+
     def applied(self, key: Key) -> Any:
         """This command was applied here; returns its owner, or None when nobody waits for it."""
         command = self._commands.pop(key, None)
@@ -101,6 +110,13 @@ class Requests:
             return None
         self._bytes -= len(command.payload) + COMMAND_OVERHEAD_BYTES
         return self.owners.pop(key)
+
+    def owners_of(self, commands: Sequence[Command]) -> list[Any]:
+        """`applied` for all commands of a slot; an empty list, quickly, when nobody waits for anything."""
+        if not self._commands:
+            return []
+        applied = self.applied
+        return [applied((command.client, command.sequence)) for command in commands]
 
     def forget(self, owner: Any) -> None:
         """Stop trying for what ``owner`` submitted."""

@@ -18,12 +18,12 @@ from typing import Any, Final
 from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime, ITCPTransport
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import Logger
-from twisted.protocols.basic import Int32StringReceiver
 from twisted.python.failure import Failure as TwistedFailure
 from zope.interface import implementer
 
 from twisted_paxos.core import limits
 from twisted_paxos.errors import WireError
+from twisted_paxos.framing import FrameReceiver
 from twisted_paxos.interfaces import INode, IResultSink
 from twisted_paxos.protocols.logport import LogRead
 from twisted_paxos.protocols.queryport import ANSWER_MAX_BYTES, QueryPort
@@ -140,13 +140,14 @@ class ClientPort(Factory):
 
 
 @implementer(IResultSink)
-class ClientPortProtocol(Int32StringReceiver):
+class ClientPortProtocol(FrameReceiver):
     """One client's connection; made by `ClientPort`."""
 
     MAX_LENGTH = limits.FRAME_MAX_BYTES
     transport: Any
 
     def __init__(self, port: ClientPort, refusal: str = "") -> None:
+        super().__init__()
         self.port = port
         self._refusal = refusal
         self._greeted = False
@@ -374,6 +375,7 @@ class ClientPortProtocol(Int32StringReceiver):
         for part in _parts(results):
             if not self._closing:
                 self.reply(Results(part))
+        self.push()
 
 
 def _parts(results: Sequence[Result]) -> Iterator[tuple[Result, ...]]:

@@ -14,11 +14,11 @@ from twisted.application.internet import ClientService
 from twisted.internet.interfaces import IPushProducer, IReactorTime, IStreamClientEndpoint
 from twisted.internet.protocol import Factory
 from twisted.logger import Logger
-from twisted.protocols.basic import Int32StringReceiver
 from zope.interface import implementer
 
 from twisted_paxos.core import limits
 from twisted_paxos.core.messages import Envelope
+from twisted_paxos.framing import FrameReceiver
 from twisted_paxos.protocols.base import Receiver
 
 log = Logger()
@@ -35,7 +35,7 @@ STUCK_S = 2.0
 """A link on which frames have waited for this long is given up for a new one."""
 
 
-class IncomingLink(Int32StringReceiver):
+class IncomingLink(FrameReceiver):
     """What a peer sends on the connection that it made."""
 
     transport: Any
@@ -95,7 +95,7 @@ class IncomingLinkFactory(Factory):
 
 
 @implementer(IPushProducer)
-class OutgoingLink(Int32StringReceiver):
+class OutgoingLink(FrameReceiver):
     """The connection that this node made to a peer; nothing is expected to come back on it."""
 
     transport: Any

@@ -7,7 +7,8 @@ else is an object with its kind under ``type``.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Union
+from collections.abc import Callable
+from typing import Union
 
 import msgspec
 from msgspec import Raw, Struct
@@ -30,8 +31,6 @@ class OpenSession(Struct, frozen=True, tag="open_session"):
 
 Payload = Union[str, BinaryValue, OpenSession, KvCommand]
 
-_decode_payload = msgspec.json.Decoder(Payload).decode
-
 OPEN_SESSION = Raw(_encode(OpenSession()))
 
 
@@ -45,16 +44,15 @@ def encode_opaque(value: bytes | str) -> Raw:
         return Raw(_encode(BinaryValue(value)))
 
 
-def decode_payload(payload: Raw) -> Payload:
-    """The typed payload.
+decode_payload: Callable[[Raw], Payload] = msgspec.json.Decoder(Payload).decode
+"""The typed payload.
 
-    Raises:
-        msgspec.ValidationError: a kind that this version does not know.
-    """
-    return _decode_payload(payload)
+Raises:
+    msgspec.ValidationError: a kind that this version does not know.
+"""
 
 
-class Context(NamedTuple):
+class Context(Struct, frozen=True, gc=False):
     """Where and when a command applies.
 
     Attributes:
@@ -64,7 +62,7 @@ class Context(NamedTuple):
     """
 
     slot: int
-    index: int  # type: ignore[assignment]
+    index: int
     time_ms: int
 
 

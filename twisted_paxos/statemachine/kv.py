@@ -134,6 +134,11 @@ class KeyValueStore:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             # One answer for all three: how deep decoding gets depends on the stack that it starts from.
             return _MALFORMED
+        if type(command) is Put and len(payload) <= self._request_max_bytes:
+            put = command
+            refusable = put.lease or put.prev_kv or put.ignore_value or put.ignore_lease
+            if put.key and not refusable and not self.watches.watchers:
+                return self._put_plain(put.key, put.value)
         handler = self._handlers.get(type(command))
         if handler is None:
             return NO_DATA
@@ -247,7 +252,11 @@ class KeyValueStore:
             return Raw(encode(self.lease_time_to_live(query.lease_id, query.keys)))
         if isinstance(query, LeasesQuery):
             return Raw(encode(self.leases()))
-        status = StoreStatus(
+        return Raw(encode(self.status()))
+
+    def status(self) -> StoreStatus:
+        """How the store is."""
+        return StoreStatus(
             self.revision,
             self.compact_revision,
             len(self),
@@ -256,7 +265,6 @@ class KeyValueStore:
             len(self.watches),
             self._time_ms,
         )
-        return Raw(encode(status))
 
     # ---------------------------------------------------------------- commands
 
@@ -277,6 +285,18 @@ class KeyValueStore:
         self._commit()
         if put.prev_kv and previous is not None:
             return PutResult(mvcc.revision, previous)
+        return Raw(b'{"type":"put","revision":%d}' % mvcc.revision)
+
+    def _put_plain(self, key: bytes, value: bytes) -> Raw:
+        """What `_put` does with the usual put, in fewer steps: most of a busy node's time goes by here."""
+        mvcc, leases = self._mvcc, self._leases
+        cost = VERSION_OVERHEAD_BYTES + len(key) + len(value)
+        if mvcc.size_bytes + cost > self._quota_bytes - leases.size_bytes:
+            return _NO_SPACE
+        previous = mvcc.put(key, value, 0)
+        mvcc.commit()
+        if previous is not None and previous.lease:
+            leases.detach(previous.lease, key)
         return Raw(b'{"type":"put","revision":%d}' % mvcc.revision)
 
     def _delete_range(self, request: DeleteRange, context: Context) -> KvResult:
@@ -430,6 +450,7 @@ class KeyValueStore:
 
 
 _MALFORMED = Raw(encode(MALFORMED))
+_NO_SPACE = Raw(encode(NO_SPACE))
 _TOO_LARGE = Raw(encode(REQUEST_TOO_LARGE))
 
 

@@ -81,11 +81,12 @@ class ReplicatedState:
         machine.advance(Context(slot, -1, time_ms))
         results: list[Result] = []
         applied: list[Command] = []
+        admit, remember, apply = sessions.admit, sessions.remember, machine.apply
         for index, command in enumerate(value.commands):
-            result, applies = sessions.admit(command, slot, index)
-            if applies:
-                data = machine.apply(command.payload, Context(slot, index, time_ms))
-                result = sessions.remember(command, slot, index, data)
+            result = admit(command, slot, index)
+            if result is None:
+                data = apply(command.payload, Context(slot, index, time_ms))
+                result = remember(command, slot, index, data)
                 applied.append(command)
             results.append(result)
         self.applied_upto = slot

@@ -73,37 +73,39 @@ class Sessions:
             self._freeze(client, session)
             del sessions[client]
 
-    def admit(self, command: Command, slot: int, index: int) -> tuple[Result, bool]:
+    def admit(self, command: Command, slot: int, index: int) -> Result | None:
         """What becomes of ``command``.
 
         Returns:
-            its result, and whether it is to be applied now (then `remember` has its result):
-            False for a repetition, for an error, and for the opening of a session.
+            its result, for a repetition, for an error, and for the opening of a session; None
+            when it is to be applied now: `remember` makes its result then.
         """
         client, sequence = command.client, command.sequence
         session = self._sessions.get(client)
         if sequence == 0:
-            return self._open(client, session, slot, index), False
+            return self._open(client, session, slot, index)
         if session is None:
-            return Result(client, sequence, 0, 0, EXPIRED), False
-        self._freeze(client, session)
+            return Result(client, sequence, 0, 0, EXPIRED)
+        if self._frozen is not None:
+            self._freeze(client, session)
         session.used_ms = self.log_time_ms
         self._sessions.move_to_end(client)
         if command.floor > session.floor:
             self._raise_floor(session, command.floor)
         first = session.results.get(sequence)
         if first is not None:
-            return Result(client, sequence, first[0], first[1], "", first[2]), False
+            return Result(client, sequence, first[0], first[1], "", first[2])
         if sequence < session.floor:
-            return Result(client, sequence, 0, 0, REPEATED), False
+            return Result(client, sequence, 0, 0, REPEATED)
         if len(session.results) >= limits.SESSION_RESULTS_MAX:
-            return Result(client, sequence, 0, 0, FULL), False
-        return Result(client, sequence, slot, index), True
+            return Result(client, sequence, 0, 0, FULL)
+        return None
 
     def remember(self, command: Command, slot: int, index: int, data: Raw) -> Result:
         """The result of a command that was admitted and has been applied."""
-        self._sessions[command.client].results[command.sequence] = (slot, index, data)
-        return Result(command.client, command.sequence, slot, index, "", data)
+        client, sequence = command.client, command.sequence
+        self._sessions[client].results[sequence] = (slot, index, data)
+        return Result(client, sequence, slot, index, "", data)
 
     def _open(self, client: str, session: _Session | None, slot: int, index: int) -> Result:
         if session is None:

@@ -154,4 +154,4 @@ class MemoryStorage(QueuedStorage):
     """
 
     def __init__(self, uid: str, reactor: IReactorTime) -> None:
-        super().__init__(MemoryBackend(uid), TurnExecutor(reactor), reactor, "memory:")
+        super().__init__(MemoryBackend(uid), TurnExecutor(reactor), "memory:")

@@ -33,7 +33,7 @@ class FileProvider:
         if not location:
             raise ConfigError("file: needs a directory: file:DIR")
         disk = OsDisk(os.path.expanduser(location))
-        return FileStorage(disk, uid, DiskThread(reactor), reactor, description=f"file:{location}")
+        return FileStorage(disk, uid, DiskThread(reactor), description=f"file:{location}")
 
 
 @implementer(IPlugin, IStorageProvider)
@@ -51,9 +51,7 @@ class SqliteProvider:
         """See `IStorageProvider`."""
         if not location or location.endswith("/"):
             raise ConfigError("sqlite: needs a file: sqlite:PATH")
-        return SqliteStorage(
-            os.path.expanduser(location), uid, DiskThread(reactor), reactor, f"sqlite:{location}"
-        )
+        return SqliteStorage(os.path.expanduser(location), uid, DiskThread(reactor), f"sqlite:{location}")
 
 
 @implementer(IPlugin, IStorageProvider)

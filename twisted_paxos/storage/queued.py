@@ -1,8 +1,8 @@
 """What all providers share: one write queue with group commit, and the rules on promises.
 
 While one group is being written, everything that arrives waits and goes together in the next; when
-nothing runs, a group starts at the end of the reactor's turn, so all that arrives in one turn shares
-one sync. Each Deferred belongs to the group that wrote its records, and to no other.
+nothing runs, a group starts at once: the node gathers what a turn of the reactor brings in one call.
+Each Deferred belongs to the group that wrote its records, and to no other.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from functools import partial
 from typing import NamedTuple, TypeAlias, TypeVar
 
 from twisted.internet.defer import Deferred, fail
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import Attribute, implementer
@@ -28,7 +27,14 @@ from twisted_paxos.core.records import (
     SaveIdentity,
     SavePromise,
 )
-from twisted_paxos.errors import StorageDamaged, StorageError, StorageFailed, StorageForeign, StorageFull
+from twisted_paxos.errors import (
+    StorageDamaged,
+    StorageError,
+    StorageFailed,
+    StorageForeign,
+    StorageFull,
+    StorageUnreadable,
+)
 from twisted_paxos.interfaces import IDiskExecutor, INodeStorage
 from twisted_paxos.storage.disk import reason
 from twisted_paxos.storage.snapshot import ISnapshotBackend, SnapshotReader, Snapshots, SnapshotWriter
@@ -148,7 +154,6 @@ class QueuedStorage:
     Args:
         backend: what stores; owned from now on.
         executor: where it runs; closed with the storage.
-        reactor: for the turn at whose end a group starts.
         description: see `IAcceptorStorage`.
         queue_max_bytes: values that may wait.
     """
@@ -157,19 +162,16 @@ class QueuedStorage:
         self,
         backend: IStorageBackend,
         executor: IDiskExecutor,
-        reactor: IReactorTime,
         description: str,
         queue_max_bytes: int = QUEUE_MAX_BYTES,
     ) -> None:
         self.description = description
         self._backend = backend
         self._executor = executor
-        self._reactor = reactor
         self._queue_max_bytes = queue_max_bytes
         self._waiting: list[_Write] = []
         self._queued_bytes = 0
         self._running = 0
-        self._turn: IDelayedCall | None = None
         self._chosen_upto = 0
         self._upkeep_runs = False
         self._broken = ""
@@ -202,8 +204,8 @@ class QueuedStorage:
         write = self._admit(records)
         self._waiting.append(write)
         self._queued_bytes += write.size_bytes
-        if not self._running and self._turn is None:
-            self._turn = self._reactor.callLater(0, self._flush)
+        if not self._running:
+            self._flush()
         return write.done
 
     def note_chosen(self, chosen_upto: int) -> None:
@@ -215,7 +217,9 @@ class QueuedStorage:
         self._flush()  # the executor works in order, so the read sees what was written before it
         return self._executor.run(
             partial(
-                self._guarded, partial(self._backend.read, from_slot, upto_slot, limit_bytes), StorageDamaged
+                self._guarded,
+                partial(self._backend.read, from_slot, upto_slot, limit_bytes),
+                (StorageDamaged, StorageUnreadable),
             )
         )
 
@@ -245,7 +249,8 @@ class QueuedStorage:
         """Run work of the backend on the executor; what it says of room and damage ends nothing."""
         if not self._open:
             return fail(StorageFailed(f"{self.description} is not open"))
-        return self._executor.run(partial(self._guarded, work, (StorageFull, StorageDamaged)))
+        harmless = (StorageFull, StorageDamaged, StorageUnreadable)
+        return self._executor.run(partial(self._guarded, work, harmless))
 
     def close(self) -> Deferred[None]:
         """See `IAcceptorStorage`."""
@@ -274,10 +279,6 @@ class QueuedStorage:
 
     def _flush(self) -> None:
         """Hand everything that waits to the executor, as one group."""
-        if self._turn is not None:
-            if self._turn.active():
-                self._turn.cancel()
-            self._turn = None
         if not self._waiting:
             return
         group, self._waiting = self._waiting, []

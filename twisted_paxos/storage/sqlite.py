@@ -20,7 +20,6 @@ from urllib.parse import quote
 
 from msgspec import Raw
 from msgspec.structs import replace
-from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from zope.interface import implementer
 
@@ -61,6 +60,7 @@ from twisted_paxos.storage.sqliteformat import (
     encode_object,
     entry_row,
     object_crc,
+    read_error,
     read_object_copies,
     scan_rows,
 )
@@ -380,7 +380,7 @@ class SqliteBackend:
                     break
                 found.append(SlotEntry(slot, ProposalID(number, uid), Raw(value)))
         except sqlite3.DatabaseError as error:
-            raise StorageDamaged(f"{self.path}: {error}") from error
+            raise read_error(self.path, error) from error
         if len(found) == 0 and from_slot <= upto_slot and self._index.get(from_slot):
             raise StorageDamaged(f"{self.path}: the row of slot {from_slot} is missing")
         return found
@@ -492,11 +492,8 @@ class SqliteStorage(QueuedStorage):
         path: the database's file; a relative one is resolved by `recover`.
         uid: the node that it must belong to.
         executor: where blocking work runs; closed with the storage.
-        reactor: for the turn at whose end a group starts.
         description: for status tables; ``sqlite:`` and the path unless given.
     """
 
-    def __init__(
-        self, path: str, uid: str, executor: IDiskExecutor, reactor: IReactorTime, description: str = ""
-    ) -> None:
-        super().__init__(SqliteBackend(path, uid), executor, reactor, description or f"sqlite:{path}")
+    def __init__(self, path: str, uid: str, executor: IDiskExecutor, description: str = "") -> None:
+        super().__init__(SqliteBackend(path, uid), executor, description or f"sqlite:{path}")

@@ -28,7 +28,6 @@ from collections.abc import Iterator, Sequence
 
 from msgspec import Struct
 from msgspec.structs import replace
-from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from zope.interface import implementer
 
@@ -369,7 +368,6 @@ class FileStorage(QueuedStorage):
         disk: the directory, real or simulated.
         uid: the node that it must belong to.
         executor: where blocking work runs; closed with the storage.
-        reactor: for the turn at whose end a group starts.
         segment_bytes: size of new segments.
         description: for status tables; ``file:`` and the disk's path unless given.
     """
@@ -379,9 +377,8 @@ class FileStorage(QueuedStorage):
         disk: IDisk,
         uid: str,
         executor: IDiskExecutor,
-        reactor: IReactorTime,
         segment_bytes: int = SEGMENT_BYTES,
         description: str = "",
     ) -> None:
         backend = FileBackend(disk, uid, segment_bytes)
-        super().__init__(backend, executor, reactor, description or f"file:{disk.path}")
+        super().__init__(backend, executor, description or f"file:{disk.path}")

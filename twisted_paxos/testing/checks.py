@@ -14,6 +14,7 @@ from twisted.logger import ILogObserver, LogLevel, formatEvent, globalLogPublish
 from zope.interface import implementer
 
 from twisted_paxos.core.ballot import NO_BALLOT, ProposalID
+from twisted_paxos.core.log import Log
 from twisted_paxos.core.messages import Accepted, Command, Entry, Promise, Sender, SlotEntry, decode_value
 from twisted_paxos.core.records import (
     Identity,
@@ -24,64 +25,18 @@ from twisted_paxos.core.records import (
     SaveIdentity,
     SavePromise,
 )
+from twisted_paxos.testing.checkbase import Check, Disk
 from twisted_paxos.testing.history import Op
 from twisted_paxos.testing.linearizability import find_violation
+from twisted_paxos.testing.rulechecks import OnlyStoredIsChosen, ReadsConfirmed, SnapshotKeepsVotes
 from twisted_paxos.testing.witness import Violation, Witness, show
 
 STATE_EVERY_SLOTS = 8
 """States are compared after every so many slots, and at the end."""
 
 
-class Disk:
-    """What one node certainly has on its disk: what it was told is durable.
-
-    Attributes:
-        incarnation: the last one that was started with it.
-        promised, stored: its promise, and slot -> (learnt, not accepted; entry).
-        highest: the highest slot ever stored.
-        older_copy: it was put back to an older state since the last start.
-        is_older: it was put back to an older state in this incarnation.
-        damaged: it was damaged in this incarnation.
-    """
-
-    def __init__(self) -> None:
-        self.incarnation = ""
-        self.promised = NO_BALLOT
-        self.stored: dict[int, tuple[bool, Entry]] = {}
-        self.highest = 0
-        self.older_copy = False
-        self.is_older = False
-        self.damaged = False
-
-
-class Check:
-    """One check; every method is told of one kind of event, in the order of simulated time."""
-
-    name = ""
-
-    def recovered(self, life: Sender, disk: Disk, recovered: Recovered) -> None:
-        """A node has opened its storage; ``disk`` is what it must hold at least."""
-
-    def written(self, life: Sender, records: Sequence[Record]) -> None:
-        """Records became durable."""
-
-    def stored_read(self, uid: str, entries: Sequence[SlotEntry]) -> None:
-        """Storage gave these entries as chosen."""
-
-    def chosen(self, uid: str, entries: Sequence[SlotEntry]) -> None:
-        """A node learnt that these slots are chosen, and will apply them."""
-
-    def applied(self, life: Sender, slot: int, commands: Sequence[Command], state: Any) -> None:
-        """A node applied a slot; ``commands`` had an effect, ``state`` is what came of it."""
-
-    def sent(self, life: Sender, disk: Disk, message: Any) -> None:
-        """A node sends a message."""
-
-    def delivered(self, life: Sender, message: Any) -> None:
-        """A node takes a message."""
-
-    def finish(self, ops: Sequence[Op]) -> None:
-        """The run is over; these are the clients' operations."""
+VOTES = (Promise, Accepted)
+"""What counts for something at whoever takes it."""
 
 
 class Rules(Check):
@@ -241,12 +196,13 @@ class ExactlyOnce(Check):
         self._seen[life.uid] = (life, slot)
         for command in commands:
             key = (command.client, command.sequence)
-            if self._slots.setdefault(key, slot) != slot:
-                raise Violation(
-                    f"{show(life)}: command {key} has its effect in slots {self._slots[key]} and {slot}"
-                )
-            if not self._sent(command):
-                raise Violation(f"{show(life)}: nobody sent the command {command}")
+            known = self._slots.get(key)
+            if known is None:
+                self._slots[key] = slot
+                if not self._sent(command):
+                    raise Violation(f"{show(life)}: nobody sent the command {command}")
+            elif known != slot:
+                raise Violation(f"{show(life)}: command {key} has its effect in slots {known} and {slot}")
 
 
 class Acknowledged(Check):
@@ -352,12 +308,15 @@ class Checks:
             PromiseOnlyGrows(),
             self._same_state,
             ExactlyOnce(sent),
+            OnlyStoredIsChosen(self.witness),
+            SnapshotKeepsVotes(),
+            ReadsConfirmed(self.witness),
             Acknowledged(self.witness),
             RealTime(),
             Linearizable(),
             *more,
         )
-        events = ("recovered", "written", "stored_read", "chosen", "applied", "sent", "delivered", "finish")
+        events = [name for name, what in vars(Check).items() if callable(what) and name[0] != "_"]
         self._listeners = {
             event: [
                 (check.name, getattr(check, event))
@@ -390,7 +349,7 @@ class Checks:
         if recovered.identity.incarnation != disk.incarnation:
             disk.stored, disk.incarnation = {}, recovered.identity.incarnation
             disk.damaged = disk.is_older = disk.older_copy = False
-        disk.promised = recovered.promised
+        disk.promised, disk.noted_upto = recovered.promised, recovered.chosen_upto
         kept = {s: had for s, had in disk.stored.items() if s <= recovered.chosen_upto}
         for slot, entry in recovered.entries.items():
             learnt, known = disk.stored.get(slot, (False, None))
@@ -411,6 +370,26 @@ class Checks:
                 disk.highest = max(disk.highest, record.slot)
         self._tell("written", life, records)
 
+    def noted(self, life: Sender, upto: int, snapshot_slot: int) -> None:
+        """A node notes how far slots are chosen; its newest snapshot is of ``snapshot_slot``."""
+        disk = self.disks[life.uid]
+        if life.incarnation == disk.incarnation:
+            self._tell("noted", life, disk, upto, snapshot_slot)
+
+    def asked(self, life: Sender, upto: int, snapshot_slot: int) -> None:
+        """A node asks storage for chosen slots."""
+        disk = self.disks[life.uid]
+        if life.incarnation == disk.incarnation:
+            self._tell("asked", life, disk, upto, snapshot_slot)
+
+    def installed(self, life: Sender, slot: int, log: Log) -> None:
+        """A node took a snapshot for all up to ``slot``."""
+        self._tell("installed", life, self.disks[life.uid], slot, log)
+
+    def took(self, life: Sender, sender: Sender, message: Any) -> None:
+        """A node takes one of `READ_MESSAGES`."""
+        self._tell("took", life, sender, message)
+
     def stored_read(self, uid: str, entries: Sequence[SlotEntry]) -> None:
         """Storage gave chosen entries."""
         self._tell("stored_read", uid, entries)
@@ -423,10 +402,9 @@ class Checks:
         if disk.is_older:
             self._older_copies.add(life)
 
-    def admitted(self, life: Sender, sender: Sender, message: Any) -> None:
-        """A node listens to this start of another: not to one whose storage is an older copy."""
-        heard = sender.uid != life.uid and isinstance(message, (Promise, Accepted))
-        if heard and sender in self._older_copies:
+    def admitted(self, life: Sender, sender: Sender) -> None:
+        """A node takes one of `VOTES` of another: not from a start whose storage is an older copy."""
+        if self._older_copies and sender.uid != life.uid and sender in self._older_copies:
             self.report("old copy", f"{show(life)} hears {show(sender)}, whose storage is an older copy")
 
     def chosen(self, uid: str, entries: Sequence[SlotEntry]) -> None:

@@ -104,7 +104,7 @@ class SimulatedNode:
         assert self.reactor is not None
         # One executor per storage object: closing the storage closes it.
         self.executor = ImmediateExecutor(self.reactor, self.sync_s)
-        storage = FileStorage(self.disk, self.uid, self.executor, self.reactor, self.cluster.segment_bytes)
+        storage = FileStorage(self.disk, self.uid, self.executor, self.cluster.segment_bytes)
         for watch in self.cluster.on_storage:
             watch(self, storage)
         return storage

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Raw, Struct, structs
 
 from twisted_paxos.statemachine.commands import Context
 from twisted_paxos.statemachine.machine import IStateMachine
@@ -131,7 +131,7 @@ def _apply(machine: IStateMachine, payloads: Sequence[Raw], first: int, step_ms:
     for number, payload in enumerate(payloads, first):
         context = Context(number + 1, -1, (number + 1) * step_ms)
         machine.advance(context)
-        results.append(bytes(machine.apply(payload, context._replace(index=0))))
+        results.append(bytes(machine.apply(payload, structs.replace(context, index=0))))
     return results
 
 

@@ -364,6 +364,8 @@ class Injector:
             self._tell(f"usurp: {victim} reaches {reached} only")
             self._cut(pairs)
             self._later(random.uniform(0.5, 1.5) * USURP_S, self._join, pairs)
+            if random.random() < 0.5:
+                self._slow_down(random.choice(list(self.cluster.nodes.values())), random)
         if self.cluster.clock.now_s < until_s:
             self._later(random.uniform(0.2, 1.2) * USURP_S, self._usurp_on, random, until_s)
 
@@ -386,6 +388,11 @@ class Injector:
             self._tell(f"{node.uid}: slow disk")
             self._set_sync_s(node, fault.amount**3)
             self._later(fault.seconds, self._set_sync_s, node, self.schedule.sizes.sync_s)
+
+    def _slow_down(self, node: SimulatedNode, random: Random) -> None:
+        """For a while, what this node decides is long under way to its disk."""
+        self._set_sync_s(node, random.uniform(0.05, USURP_S))
+        self._later(2 * USURP_S, self._set_sync_s, node, self.schedule.sizes.sync_s)
 
     def _set_sync_s(self, node: SimulatedNode, sync_s: float) -> None:
         node.sync_s = sync_s

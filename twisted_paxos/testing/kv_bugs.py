@@ -246,7 +246,7 @@ def own_clock_in_the_store() -> Sequence[Patch]:
     def advance(original: Any, self: KeyValueStore, context: Context) -> None:
         own_ms = vars(self).setdefault("own_ms", [0])
         own_ms[0] += 1
-        original(self, context._replace(time_ms=context.time_ms + own_ms[0]))
+        original(self, structs.replace(context, time_ms=context.time_ms + own_ms[0]))
 
     return [wrap(KeyValueStore, "advance", advance)]
 

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from random import Random
 from time import perf_counter
 
+from msgspec import structs
+
 from twisted_paxos.statemachine.commands import Context, encode_opaque
 from twisted_paxos.statemachine.kv import KeyValueStore
 from twisted_paxos.statemachine.kvcommands import (
@@ -239,7 +241,7 @@ class Comparison:
         context = Context(self._slot, -1, self._time_ms)
         self._do(None, context)
         for index in range(rng.randrange(4)):
-            self._do(self._commands.command(), context._replace(index=index))
+            self._do(self._commands.command(), structs.replace(context, index=index))
         extras: list[Callable[[], None]] = [
             self.watch, self.unwatch, self.poll, self.read_old, self.copy, self.restore, self.opaque
         ]  # fmt: skip

@@ -1,0 +1,156 @@
+"""Frames: cut in any way they arrive whole, and what was written can leave at once."""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.internet.abstract import FileDescriptor
+from twisted.internet.testing import MemoryReactor, StringTransport
+from twisted.trial.unittest import SynchronousTestCase
+
+from twisted_paxos.framing import FrameReceiver
+
+
+def frame(content: bytes) -> bytes:
+    """``content`` with its length before it."""
+    return struct.pack("!I", len(content)) + content
+
+
+class Collecting(FrameReceiver):
+    """Keeps what it gets; pauses itself after each frame when told to."""
+
+    MAX_LENGTH = 1_000
+
+    def __init__(self, pauses: bool = False) -> None:
+        super().__init__()
+        self.pauses = pauses
+        self.got: list[bytes] = []
+        self.too_long: list[int] = []
+
+    def stringReceived(self, string: bytes) -> None:
+        """Keep it."""
+        self.got.append(string)
+        if self.pauses:
+            self.pauseProducing()
+
+    def lengthLimitExceeded(self, length: int) -> None:
+        """Note it."""
+        self.too_long.append(length)
+
+
+class Descriptor(FileDescriptor):
+    """A transport whose system takes everything at once."""
+
+    def __init__(self) -> None:
+        super().__init__(MemoryReactor())
+        self.connected = True
+        self.taken = b""
+
+    def writeSomeData(self, data: bytes) -> int:
+        """Take all."""
+        self.taken += data
+        return len(data)
+
+
+def receiver(pauses: bool = False) -> Collecting:
+    """A connected one."""
+    protocol = Collecting(pauses)
+    protocol.makeConnection(StringTransport())
+    return protocol
+
+
+class ReceivingTests(SynchronousTestCase):
+    """Frames in, strings out."""
+
+    @given(st.lists(st.binary(max_size=40), max_size=8), st.lists(st.integers(1, 30), max_size=20))
+    def test_any_cut(self, contents: list[bytes], cuts: list[int]) -> None:
+        """However the stream is cut, the same strings come out, in order."""
+        protocol = receiver()
+        stream = b"".join(map(frame, contents))
+        for cut in cuts:
+            protocol.dataReceived(stream[:cut])
+            stream = stream[cut:]
+        protocol.dataReceived(stream)
+        self.assertEqual(contents, protocol.got)
+
+    @given(st.lists(st.binary(max_size=40), min_size=1, max_size=8), st.integers(0, 60))
+    def test_pauses(self, contents: list[bytes], cut: int) -> None:
+        """A receiver that pauses after each frame gets one for each time that it goes on."""
+        protocol = receiver(pauses=True)
+        stream = b"".join(map(frame, contents))
+        protocol.dataReceived(stream[:cut])
+        protocol.dataReceived(stream[cut:])
+        for count in range(1, len(contents) + 1):
+            self.assertEqual(contents[:count], protocol.got)
+            protocol.resumeProducing()
+        self.assertEqual(contents, protocol.got)
+
+    def test_goes_on_inside(self) -> None:
+        """A pause that ends while a frame is handed out lets no frame come inside another."""
+        protocol = receiver()
+        depth: list[int] = []
+
+        def received(string: bytes) -> None:
+            depth.append(len(depth) - len(protocol.got))
+            protocol.pauseProducing()
+            protocol.resumeProducing()
+            protocol.got.append(string)
+
+        protocol.stringReceived = received  # type: ignore[method-assign]
+        protocol.dataReceived(frame(b"one") + frame(b"two") + frame(b"three")[:5])
+        protocol.dataReceived(frame(b"three")[5:])
+        self.assertEqual([b"one", b"two", b"three"], protocol.got)
+        self.assertEqual([0, 0, 0], depth)
+
+    def test_too_long(self) -> None:
+        """A frame over the limit is told by its length alone; what came before it was handed out."""
+        protocol = receiver()
+        protocol.dataReceived(frame(b"fits") + struct.pack("!I", 1_001))
+        self.assertEqual([b"fits"], protocol.got)
+        protocol.dataReceived(frame(b"later"))
+        self.assertEqual([b"fits"], protocol.got)
+        self.assertEqual([1_001], protocol.too_long)
+
+    def test_error(self) -> None:
+        """What a receiver raises is raised, and the next frame is handed out all the same."""
+        protocol = receiver()
+        protocol.stringReceived = lambda string: 1 / 0  # type: ignore[method-assign, assignment, return-value]
+        self.assertRaises(ZeroDivisionError, protocol.dataReceived, frame(b"one") + frame(b"two")[:5])
+        del protocol.stringReceived  # type: ignore[attr-defined]
+        protocol.dataReceived(frame(b"two")[5:])
+        self.assertEqual([b"two"], protocol.got)
+
+
+class PushTests(SynchronousTestCase):
+    """What leaves at once, and what does not."""
+
+    def push(self, **state: Any) -> bytes:
+        """What has left after a string was written on a transport in this state, and pushed."""
+        protocol = Collecting()
+        transport = Descriptor()
+        protocol.makeConnection(transport)  # type: ignore[arg-type]
+        protocol.sendString(b"now")
+        for name, value in state.items():
+            setattr(transport, name, value)
+        protocol.push()
+        return transport.taken
+
+    def test_at_once(self) -> None:
+        """On a plain connection it leaves."""
+        self.assertEqual(frame(b"now"), self.push())
+
+    def test_left_to_the_reactor(self) -> None:
+        """With TLS, a full buffer, or a connection that closes or is closed it is left to the reactor."""
+        for state in ("TLS", "producerPaused", "disconnecting"):
+            self.assertEqual(b"", self.push(**{state: True}), state)
+        self.assertEqual(b"", self.push(connected=False))
+
+    def test_other_transports(self) -> None:
+        """A transport that is no file descriptor is left alone."""
+        protocol = receiver()
+        protocol.sendString(b"later")
+        protocol.push()
+        self.assertEqual(frame(b"later"), protocol.transport.value())

@@ -1,0 +1,90 @@
+"""Frames with a length of four bytes before them, as every TCP connection of ours has.
+
+Two things that `Int32StringReceiver` leaves to be wished for: a frame of a megabyte arrives in
+many pieces, which it joins anew at each; and what is written leaves one turn of the reactor later.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.abstract import FileDescriptor
+from twisted.protocols.basic import Int32StringReceiver
+
+_LENGTH_BYTES = 4
+_NEVER = 1 << 62
+
+
+class FrameReceiver(Int32StringReceiver):
+    """An `Int32StringReceiver` that joins the pieces of a frame once, and can send at once.
+
+    After `lengthLimitExceeded` it takes nothing more.
+    """
+
+    transport: Any
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+        self._have_bytes = 0
+        self._need_bytes = _LENGTH_BYTES
+        self._delivering = False
+
+    def dataReceived(self, data: bytes) -> None:
+        """Bytes arrived, or (with none) this end reads again after a pause."""
+        if data and self._need_bytes != _NEVER:
+            self._pieces.append(data)
+            self._have_bytes += len(data)
+        if self._delivering or self._have_bytes < self._need_bytes:
+            return
+        self._delivering = True
+        try:
+            self._deliver()
+        finally:
+            self._delivering = False
+
+    def _deliver(self) -> None:
+        """Hand out the frames that are complete, one by one, until this end is paused."""
+        while not self.paused and self._have_bytes >= self._need_bytes:
+            data = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+            self._pieces.clear()
+            taken_bytes = 0
+            try:
+                while not self.paused and (string := self._next(data, taken_bytes)) is not None:
+                    taken_bytes += _LENGTH_BYTES + len(string)
+                    self._have_bytes -= _LENGTH_BYTES + len(string)
+                    self.stringReceived(string)
+            finally:
+                # What came while frames were handed out (a pause ended in between) is behind this.
+                if taken_bytes < len(data):
+                    self._pieces.insert(0, data[taken_bytes:])
+
+    def _next(self, data: bytes, start: int) -> bytes | None:
+        """The frame at ``start``; None when it is not complete, or will not be read."""
+        self._need_bytes = _LENGTH_BYTES
+        frame_start = start + _LENGTH_BYTES
+        if len(data) < frame_start:
+            return None
+        length_bytes = int.from_bytes(data[start:frame_start], "big")
+        if length_bytes > self.MAX_LENGTH:
+            self.lengthLimitExceeded(length_bytes)
+            self._need_bytes = _NEVER
+            return None
+        if len(data) < frame_start + length_bytes:
+            self._need_bytes += length_bytes
+            return None
+        return data[frame_start : frame_start + length_bytes]
+
+    def push(self) -> None:
+        """Give the system what was written in this turn, instead of one turn of the reactor later.
+
+        For the end of a turn, after small messages that somebody waits for. Does nothing where it
+        makes no difference or there is more to it: TLS, a full buffer, a connection that closes.
+        """
+        transport = self.transport
+        if (
+            isinstance(transport, FileDescriptor)
+            and transport.connected
+            and not (transport.disconnecting or transport.producerPaused or getattr(transport, "TLS", False))
+        ):
+            # What goes wrong here goes wrong again, and is then seen, when the reactor writes.
+            transport.doWrite()
