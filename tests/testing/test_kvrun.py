@@ -270,7 +270,8 @@ class CheckTests(SynchronousTestCase):
         for use in (
             one._replace(key=b"another"),
             one._replace(others=((9, 1.0),), looked=True, sure_s=1.0),
-            last._replace(token=one.token, key=one.key, looked=True, sure_s=1.0),
+            one._replace(others=((9, 0.0),), looked=True, sure_s=0.0),
+            last._replace(token=one.token, key=one.key, looked=True, sure_s=0.0),
         ):
             self.says("kv lock: Use", self.history, "uses", [*uses, use])
 
