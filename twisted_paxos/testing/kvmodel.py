@@ -289,8 +289,9 @@ class Comparison:
         lease_ms = min((end for _, end in model.leases.values()), default=None)
         deadline_ms = self._store.deadline_ms
         if deadline_ms != lease_ms:  # then it is of history that grows old, which comes before
-            sooner = deadline_ms is not None and (lease_ms is None or deadline_ms < lease_ms)
-            same(f"deadline_ms {deadline_ms} before {lease_ms}", sooner and deadline_ms > model.time_ms, True)
+            age_ms = -1 if deadline_ms is None else deadline_ms
+            sooner = model.time_ms < age_ms < (age_ms + 1 if lease_ms is None else lease_ms)
+            same(f"deadline_ms {deadline_ms} before that of leases, {lease_ms}", sooner, True)
         self.counts["old reads"] += 1
 
     # ----------------------------------------------------------------- watches
