@@ -174,7 +174,18 @@ class TwistedPaxos(System):
         for uid, endpoint in self._endpoints.items():
             client = f"tcp:{endpoint.rpartition(':')[2]}:interface=127.0.0.1"
             storage = f"file:{self.directory / uid}"
-            options = ["--id", uid, *peers, "--storage", storage, "--client", client, "--quiet"]
+            options = [
+                "--id",
+                uid,
+                *peers,
+                "--storage",
+                storage,
+                "--client",
+                client,
+                "--http",
+                "none",
+                "--quiet",
+            ]
             self.processes.start(uid, python("-m", "twisted_paxos", *options))
         self._puts = 0
         self._leader = wait_for("twisted_paxos has a leader", self._find_leader)

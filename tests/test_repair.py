@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.test_node import ClusterCase
+from twisted_paxos.core.effects import Effects, ReadChosen
 from twisted_paxos.testing.cluster import SimulatedCluster
 
 
@@ -99,6 +100,21 @@ class RepairTests(ClusterCase):
         self.victim.disk.restore(copy)
         self.victim.start()
         self.check_repaired(old)
+
+    def test_readError(self) -> None:
+        """A disk that cannot be read for a moment costs no vote: the node stops, and comes back as it was."""
+        old = self.incarnation()
+        assert self.victim.node is not None
+        self.victim.disk.fail_read = True
+        effects = Effects()
+        effects.reads.append(ReadChosen("A", 1, 1, 10))
+        self.victim.node.performer.perform(effects)
+        self.cluster.run(0.1)
+        self.assertIn("Input/output error", self.victim.stopped_with)
+        self.victim.disk.fail_read = False
+        self.victim.start()
+        self.cluster.run(2)
+        self.assertEqual((old, {}), (self.incarnation(), self.victim.disk.set_aside_files))
 
     def test_twice(self) -> None:
         """One node after the other, again and again."""

@@ -2,12 +2,116 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
 
 from tests.test_node import ClusterCase
 from twisted_paxos import snapshots
+from twisted_paxos.interfaces import ISnapshotStorage
 from twisted_paxos.statemachine.kvcommands import Put, encode_command
 from twisted_paxos.testing.cluster import SimulatedCluster
+
+
+@implementer(ISnapshotStorage)
+class _Disk:
+    """Storage whose log is as large as the test says, and whose snapshots are written when it says."""
+
+    log_bytes = 0
+    snapshot_bytes = 300 << 10
+    snapshot_slot = 0
+
+    def __init__(self) -> None:
+        self.slot = 0
+        self.writing: list[Deferred[None]] = []
+
+    def begin_snapshot(self, slot: int) -> Any:
+        """Its own writer."""
+        self.slot = slot
+        return self
+
+    def write(self, piece: Any) -> Deferred[None]:
+        """Wait for the test."""
+        self.writing.append(Deferred())
+        return self.writing[-1]
+
+    def finish(self) -> Deferred[None]:
+        """Done."""
+        return succeed(None)
+
+    def compact(self, upto_slot: int) -> Deferred[int]:
+        """Done."""
+        return succeed(upto_slot + 1)
+
+
+class _State:
+    """Three pieces, each large enough to be written by itself."""
+
+    applied_upto = 7
+
+    def snapshot(self, sets: object) -> Iterator[bytes]:
+        """See `ReplicatedState`."""
+        yield from [bytes(snapshots.GROUP_BYTES)] * 3
+
+
+class PaceTests(SynchronousTestCase):
+    """The log must not outgrow the snapshot that is to shorten it."""
+
+    def setUp(self) -> None:
+        """A snapshot whose first piece is being written; the log may grow by 800 kB meanwhile."""
+        self.clock = Clock()
+        self.disk = _Disk()
+        self.held: list[bool] = []
+        state: Any = _State()
+        self.maker = snapshots.SnapshotMaker(
+            self.clock,
+            self.disk,
+            state,
+            lambda slot: (),
+            lambda slot: None,
+            lambda: 1 << 60,
+            self.held.append,
+            snapshots.Policy(1, 1_000_000, 5.0),
+        )
+        self.maker.make()
+
+    def written(self) -> None:
+        """A piece reached the disk; the next one is made."""
+        self.disk.writing[-1].callback(None)
+        self.clock.pump([0.0, 6.0, 0.0])
+
+    def test_proposing_waits_for_the_snapshot(self) -> None:
+        """Proposing is held while the log is ahead, and goes on with each piece and at the end."""
+        self.disk.log_bytes = 90_000
+        self.maker.applied()
+        self.assertEqual(self.held, [])
+        self.disk.log_bytes = 110_000
+        self.maker.applied()
+        self.maker.applied()
+        self.assertEqual(self.held, [True])
+        self.written()
+        self.assertEqual(self.held, [True, False])
+        self.disk.log_bytes = 900_000
+        self.maker.applied()
+        self.written()
+        self.written()
+        self.assertIsNone(self.maker.running)
+        self.assertEqual(self.held, [True, False, True, False])
+
+    def test_pauses_only_while_the_log_is_short(self) -> None:
+        """The next piece waits while there is time, and does not when the log has used half of its room."""
+        self.disk.writing[-1].callback(None)
+        self.clock.pump([0.0, 4.9])
+        self.assertEqual(len(self.disk.writing), 1)
+        self.clock.pump([0.2, 0.0])
+        self.assertEqual(len(self.disk.writing), 2)
+        self.disk.log_bytes = 790_000
+        self.written()
+        self.assertEqual(len(self.disk.writing), 3)
 
 
 class SnapshotTests(ClusterCase):

@@ -83,10 +83,15 @@ def is_endpoint(text: str) -> bool:
     return bool(colon) and kind.lower() in _ENDPOINT_KINDS
 
 
-def server_endpoint(address: Address) -> str:
-    """A Twisted server endpoint string that listens on ``address``, whose host is an IP address."""
+def server_endpoint(address: Address, backlog: int | None = None) -> str:
+    """A Twisted server endpoint string that listens on ``address``, whose host is an IP address.
+
+    Args:
+        backlog: connections that may wait to be accepted, where that is not Twisted's own number.
+    """
     kind = "tcp6" if ":" in address.host else "tcp"
-    return f"{kind}:{address.port}:interface={address.host.replace(':', chr(92) + ':')}"
+    waiting = "" if backlog is None else f":backlog={backlog}"
+    return f"{kind}:{address.port}:interface={address.host.replace(':', chr(92) + ':')}{waiting}"
 
 
 def told_client(endpoint: str, host: str) -> str:
@@ -103,3 +108,16 @@ def told_client(endpoint: str, host: str) -> str:
         return endpoint
     interface = options.get("interface", "")
     return str(Address(host if interface in {"", "0.0.0.0", "::"} else interface, int(port)))
+
+
+def told_url(told: str) -> str:
+    """The URL of what `told_client` tells: plain HTTP on ``host:port``; of endpoint strings what is known."""
+    kind, _, rest = told.partition(":")
+    if kind.lower() not in _ENDPOINT_KINDS:
+        return f"http://{told}"
+    if kind.lower() in {"ssl", "tls"}:
+        interface = re.search(r"(?<!\\)interface=((?:[^:\\]|\\.)+)", rest)
+        port = re.match(r"(?:port=)?([0-9]+)", rest)
+        host = interface[1].replace(chr(92), "") if interface else "localhost"
+        return f"https://{Address(host, int(port[1]))}" if port else "https://localhost"
+    return f"unix://{rest}" if kind.lower() == "unix" else "http://localhost"

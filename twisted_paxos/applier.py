@@ -17,11 +17,12 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from twisted_paxos.core.ballot import ProposalID
+from twisted_paxos.core.histogram import Histogram
 from twisted_paxos.core.messages import Command, SlotEntry, decode_value
 from twisted_paxos.errors import StorageDamaged
 from twisted_paxos.interfaces import IAcceptorStorage
 from twisted_paxos.statemachine.commands import Result
-from twisted_paxos.statemachine.replicated import ReplicatedState
+from twisted_paxos.statemachine.replicated import Applied, ReplicatedState
 
 log = Logger()
 
@@ -52,6 +53,9 @@ class Applier:
         target: the last slot known as chosen.
         listeners: called with (slot, ballot, commands that applied now) after each slot.
         paused: nothing is applied, because a snapshot is about to replace the state.
+        applies: how long batches of slots took to apply, in seconds.
+        commands: how many commands applied.
+        failed_commands: how many were chosen and could not be applied.
     """
 
     def __init__(
@@ -67,6 +71,9 @@ class Applier:
         self.state = state
         self.target = 0
         self.paused = True
+        self.applies = Histogram()
+        self.commands = 0
+        self.failed_commands = 0
         self.listeners: list[Callable[[int, ProposalID, Sequence[Command]], None]] = []
         self._clock = clock
         self._storage = storage
@@ -164,12 +171,21 @@ class Applier:
 
     def _apply_all(self, entries: Sequence[SlotEntry]) -> None:
         results: dict[int, tuple[Any, list[Result]]] = {}
+        started_s = self._clock.seconds()
         for entry in entries:
             self._apply(entry, results)
+        if entries:
+            self.applies.observe(self._clock.seconds() - started_s)
         if self._awaited:
             self._wake()
         for owner, its in results.values():
             owner.applied(its)
+
+    def _count(self, applied: Applied) -> None:
+        self.commands += len(applied.commands)
+        if len(applied.commands) != len(applied.results):
+            # Repetitions and openings of sessions are no failures; all that failed is in here.
+            self.failed_commands += sum(bool(result.error) for result in applied.results)
 
     def _apply(self, entry: SlotEntry, results: dict[int, tuple[Any, list[Result]]]) -> None:
         try:
@@ -177,6 +193,7 @@ class Applier:
         except msgspec.DecodeError as error:
             raise StorageDamaged(f"the value chosen in slot {entry.slot} is no value: {error}") from None
         applied = self.state.apply(entry.slot, value)
+        self._count(applied)
         for owner, result in zip(self._owners_of(value.commands), applied.results, strict=False):
             if owner is not None:
                 results.setdefault(id(owner), (owner, []))[1].append(result)

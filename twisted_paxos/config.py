@@ -26,6 +26,7 @@ from twisted_paxos.addresses import (
     parse_address,
     server_endpoint,
     told_client,
+    told_url,
 )
 from twisted_paxos.errors import ConfigError
 
@@ -41,8 +42,17 @@ PEER_PORT_FIRST: Final = 5000
 CLIENT_PORT_OFFSET: Final = 100
 """Where nothing else is said, clients connect this far above the peer port."""
 
+HTTP_PORT_OFFSET: Final = 200
+"""And HTTP is served this far above it."""
+
+HTTP_BACKLOG: Final = 1_024
+"""HTTP connections that may wait to be accepted: thousands of watches come at once after a restart."""
+
+NO_HTTP: Final = ("", "none")
+"""As ``--http``: no HTTP."""
+
 SNAPSHOT_SLOTS: Final = 10_000
-SNAPSHOT_LOG_MB: Final = 64
+SNAPSHOT_LOG_MB: Final = 40
 """A snapshot is made after so many slots, or when the log has grown to so many MiB."""
 
 HEARTBEAT_MS: Final = 100
@@ -73,6 +83,18 @@ _LIMITS: Final[Mapping[str, tuple[int, int]]] = {
     "snapshot_log_mb": (1, 1_000_000),
 }
 
+_STORE_LIMITS: Final[Mapping[str, tuple[int, int]]] = {
+    "request_max_bytes": (1 << 10, 3 << 19),
+    "txn_ops_max": (1, 100_000),
+    "quota_bytes": (1 << 20, 1 << 40),
+    "keep_revisions": (1, 10**12),
+    "keep_ms": (1_000, 10**12),
+    "keep_bytes": (1 << 16, 1 << 40),
+    "lease_ttl_min_s": (1, 3_600),
+    "leases_max": (1, 10**8),
+}
+"""What ``[store]`` in a cluster file may set; `statemachine.kvlimits.KvLimits` says what they mean."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class NodeConfig:
@@ -88,12 +110,16 @@ class NodeConfig:
         storage: ``SCHEME:LOCATION``, e.g. ``file:paxos_data/A``.
         client: the Twisted server endpoint string that clients connect to.
         client_told: what clients are told to connect to: ``host:port``, or an endpoint string.
+        http: the Twisted server endpoint string that HTTP is served on; empty: none is.
+        http_urls: of all nodes that are known beforehand, by id: where their HTTP is reached.
+        http_allow_hosts: host names that HTTP requests may use besides those of this node; ``*``: any.
         heartbeat_ms: milliseconds between heartbeats.
         disk_stall_ms: a leader whose disk takes longer than this for one sync steps down.
         cluster_key: what datagrams and frames are authenticated with, 16 to 64 bytes; None: nothing is.
         datagram_max_bytes: the largest datagram; None: by path, see `datagram_limit`.
         snapshot_slots, snapshot_log_mb: a snapshot is made after so many slots, or when the log has
             grown to so many MiB.
+        store: limits of the key-value store that are not the usual ones, by their names in `KvLimits`.
         print_chosen: log one line for each chosen value.
         warnings: lines to be logged at the start.
     """
@@ -107,12 +133,16 @@ class NodeConfig:
     storage: str
     client: str
     client_told: str
+    http: str = ""
+    http_urls: Mapping[str, str] = field(default_factory=dict)
+    http_allow_hosts: tuple[str, ...] = ()
     heartbeat_ms: int = HEARTBEAT_MS
     disk_stall_ms: int = DISK_STALL_MS
     cluster_key: bytes | None = field(default=None, repr=False)
     datagram_max_bytes: int | None = None
     snapshot_slots: int = SNAPSHOT_SLOTS
     snapshot_log_mb: int = SNAPSHOT_LOG_MB
+    store: Mapping[str, int] = field(default_factory=dict)
     print_chosen: bool = True
     warnings: tuple[str, ...] = ()
 
@@ -124,7 +154,7 @@ class NodeConfig:
 
     def fingerprint(self, durable: bool) -> str:
         """Of what all nodes of one cluster must agree on; see the function `fingerprint`."""
-        return fingerprint(tuple(self.members), durable)
+        return fingerprint(tuple(self.members), durable, self.store)
 
     def datagram_limit(self, ip: str) -> int:
         """The largest datagram in bytes to a peer at ``ip``; larger messages take the TCP link."""
@@ -133,13 +163,15 @@ class NodeConfig:
         return DATAGRAM_LOOPBACK_MAX_BYTES if is_loopback(ip) else DATAGRAM_PATH_MAX_BYTES
 
 
-def fingerprint(voters: Sequence[str], durable: bool) -> str:
-    """16 hex digits over the voters' ids, the kind of quorum, and whether storage is durable.
+def fingerprint(voters: Sequence[str], durable: bool, store: Mapping[str, int] | None = None) -> str:
+    """16 hex digits over the voters' ids, the kind of quorum, whether storage is durable, and ``store``.
 
     Messages of another fingerprint are dropped, so nodes that disagree on any of these never
     mix. Addresses are left out: they may differ from node to node, and change.
     """
     lines = ["twisted_paxos", QUORUM, "durable" if durable else "memory", *sorted(voters)]
+    # Members with other limits would answer one and the same command differently.
+    lines += [f"{name}={limit}" for name, limit in sorted((store or {}).items())]
     return hashlib.blake2b("\n".join(lines).encode("ascii"), digest_size=8).hexdigest()
 
 
@@ -188,7 +220,9 @@ class Cluster(NamedTuple):
     members: dict[str, Address]
     observers: dict[str, Address]
     clients: dict[str, str]
+    https: dict[str, str]
     settings: dict[str, int]
+    store: dict[str, int]
     key_file: str | None = None
 
 
@@ -202,15 +236,24 @@ def read_cluster_file(path: str) -> Cluster:
         table = tomllib.loads(_read(path, CLUSTER_FILE_MAX_BYTES, "--cluster").decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: this is no TOML: {_one_line(error)}") from None
-    _refuse_unknown(table, {"nodes", "cluster_key_file", *_LIMITS}, path, "")
+    _refuse_unknown(table, {"nodes", "store", "cluster_key_file", *_LIMITS}, path, "")
     nodes = table.get("nodes")
     if not isinstance(nodes, dict) or not nodes:
         raise ConfigError(f'{path}: each node needs a table, such as [nodes.A] with peer = "host:port"')
     settings = {key: check_number(table[key], key, f"{path}: {key}") for key in _LIMITS if key in table}
-    cluster = Cluster(path, {}, {}, {}, settings, _key_file_of(table, path))
+    cluster = Cluster(path, {}, {}, {}, {}, settings, _store_of(table, path), _key_file_of(table, path))
     for uid, node in nodes.items():
         _add_node(cluster, uid, node)
     return cluster
+
+
+def _store_of(table: Mapping[str, Any], path: str) -> dict[str, int]:
+    """The limits of the key-value store, which all nodes of a cluster share."""
+    store = table.get("store", {})
+    if not isinstance(store, dict):
+        raise ConfigError(f"{path}: store must be a table, such as [store] with quota_bytes = 4294967296")
+    _refuse_unknown(store, set(_STORE_LIMITS), path, "store.")
+    return {key: _in_range(store[key], _STORE_LIMITS[key], f"{path}: store.{key}") for key in store}
 
 
 def _key_file_of(table: Mapping[str, Any], path: str) -> str | None:
@@ -226,7 +269,7 @@ def _add_node(cluster: Cluster, uid: str, node: object) -> None:
     check_uid(uid, f"{cluster.source}: nodes")
     if not isinstance(node, dict):
         raise ConfigError(f'{cluster.source}: {where} must be a table with peer = "host:port"')
-    _refuse_unknown(node, {"peer", "client", "observer"}, cluster.source, f"{where}.")
+    _refuse_unknown(node, {"peer", "client", "http", "observer"}, cluster.source, f"{where}.")
     if "peer" not in node:
         raise ConfigError(f'{cluster.source}: {where}.peer is missing: write peer = "host:port"')
     observer = node.get("observer", False)
@@ -237,6 +280,8 @@ def _add_node(cluster: Cluster, uid: str, node: object) -> None:
     (cluster.observers if observer else cluster.members)[uid] = address
     if "client" in node:
         cluster.clients[uid] = _text_of(node, "client", cluster.source, f"{where}.")
+    if "http" in node:
+        cluster.https[uid] = _text_of(node, "http", cluster.source, f"{where}.")
 
 
 def _text_of(table: Mapping[str, Any], key: str, path: str, prefix: str) -> str:
@@ -258,9 +303,13 @@ def check_number(value: object, key: str, where: str) -> int:
     Raises:
         ConfigError: it does not, or is no whole number.
     """
-    low, high = _LIMITS[key]
     if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) <= 9:
         value = int(value)
+    return _in_range(value, _LIMITS[key], where)
+
+
+def _in_range(value: object, limits: tuple[int, int], where: str) -> int:
+    low, high = limits
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         raise ConfigError(f"{where}: must be a whole number from {low} to {high}, not {str(value)[:40]!r}")
     return value
@@ -300,7 +349,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _cluster_of_peers(peers: Sequence[str], uid: str, observer: bool) -> Cluster:
-    cluster = Cluster("--peer", {}, {}, {}, {})
+    cluster = Cluster("--peer", {}, {}, {}, {}, {}, {})
     for peer in peers:
         name, address = parse_peer(peer)
         if name in cluster.members or name in cluster.observers:
@@ -311,7 +360,7 @@ def _cluster_of_peers(peers: Sequence[str], uid: str, observer: bool) -> Cluster
 
 
 def _built_in_cluster(uid: str, observer: bool) -> Cluster:
-    cluster = Cluster("the built-in cluster", dict(BUILT_IN_MEMBERS), {}, {}, {})
+    cluster = Cluster("the built-in cluster", dict(BUILT_IN_MEMBERS), {}, {}, {}, {}, {})
     address = built_in_uid_address(uid)
     if observer and address is not None and uid not in cluster.members:
         cluster.observers[uid] = address
@@ -393,26 +442,52 @@ def _client_port(
     """The endpoint string to serve clients on, and what clients are told."""
     text = option if option is not None else cluster.clients.get(uid)
     where = "--client" if option is not None else f"{cluster.source}: nodes.{uid}.client"
-    endpoint = _client_endpoint(text, bind, where)
+    endpoint = _endpoint(text, bind, where, "--client", CLIENT_PORT_OFFSET)
     told = told_client(endpoint, address.host)
     if told == str(address):
         raise ConfigError(f"{where}: {told} is the node's own peer address; clients need another port")
     return endpoint, told
 
 
-def _client_endpoint(text: str | None, bind: Address, where: str) -> str:
+def _endpoint(
+    text: str | None, bind: Address, where: str, option: str, offset: int, backlog: int | None = None
+) -> str:
     """The server endpoint string for ``text``, which is one, or ``host:port``, or None."""
     if text is None:
-        port = bind.port + CLIENT_PORT_OFFSET
+        port = bind.port + offset
         if port > 65_535:
-            raise ConfigError(f"--client: there is no port {CLIENT_PORT_OFFSET} above {bind}: name one")
-        return server_endpoint(Address(bind.host, port))
+            raise ConfigError(f"{option}: there is no port {offset} above {bind}: name one")
+        return server_endpoint(Address(bind.host, port), backlog)
     if is_endpoint(text):
         return text
     if text.startswith("[") or text.count(":") == 1:
         address = parse_address(text, where)
-        return server_endpoint(Address(_default_bind(address).host, address.port))
+        return server_endpoint(Address(_default_bind(address).host, address.port), backlog)
     raise ConfigError(f"{where}: {text[:80]!r} is neither host:port nor an endpoint such as tcp:5100")
+
+
+def _http_port(option: str | None, cluster: Cluster, uid: str, bind: Address) -> str:
+    """The endpoint string to serve HTTP on; empty for none."""
+    text = option if option is not None else cluster.https.get(uid)
+    where = "--http" if option is not None else f"{cluster.source}: nodes.{uid}.http"
+    if text is None and bind.port + HTTP_PORT_OFFSET > 65_535:
+        return ""  # nobody asked for it
+    if text in NO_HTTP:
+        return ""
+    return _endpoint(text, bind, where, "--http", HTTP_PORT_OFFSET, HTTP_BACKLOG)
+
+
+def _http_urls(cluster: Cluster, uid: str, own_endpoint: str) -> dict[str, str]:
+    """Where the HTTP of each node is reached, as far as this one can know."""
+    urls = {}
+    for name, address in {**cluster.members, **cluster.observers}.items():
+        text = own_endpoint if name == uid and own_endpoint else cluster.https.get(name)
+        if text is None or text in NO_HTTP:
+            told = str(Address(address.host, min(address.port + HTTP_PORT_OFFSET, 65_535)))
+        else:
+            told = told_client(text, address.host) if is_endpoint(text) else text
+        urls[name] = told_url(told)
+    return urls
 
 
 def build_config(
@@ -424,6 +499,8 @@ def build_config(
     bind: str | None = None,
     storage: str | None = None,
     client: str | None = None,
+    http: str | None = None,
+    http_allow_hosts: Sequence[str] = (),
     heartbeat_ms: str | int | None = None,
     disk_stall_ms: str | int | None = None,
     datagram_max_bytes: str | int | None = None,
@@ -441,6 +518,8 @@ def build_config(
         bind: IP address, with or without a port, to bind where it is not the one others are told.
         storage: ``SCHEME:LOCATION``; default ``file:paxos_data/<uid>``.
         client: endpoint string or ``host:port`` for clients; default 100 above the peer port.
+        http: endpoint string or ``host:port`` for HTTP, ``none`` for none; default 200 above the peer port.
+        http_allow_hosts: see `NodeConfig`.
         heartbeat_ms, disk_stall_ms, datagram_max_bytes, snapshot_slots, snapshot_log_mb: see `NodeConfig`.
         cluster_key: path of a file with the key.
         print_chosen: log one line for each chosen value.
@@ -461,6 +540,7 @@ def build_config(
     key_file = cluster_key if cluster_key is not None else found.key_file
     key, warnings = (None, ()) if key_file is None else read_key_file(key_file)
     endpoint, told = _client_port(client, found, uid, bound, address)
+    http_endpoint = _http_port(http, found, uid, bound)
     return NodeConfig(
         uid=uid,
         members=dict(sorted(found.members.items())),
@@ -471,12 +551,16 @@ def build_config(
         storage=_check_storage(storage, uid),
         client=endpoint,
         client_told=told,
+        http=http_endpoint,
+        http_urls=_http_urls(found, uid, http_endpoint),
+        http_allow_hosts=tuple(http_allow_hosts),
         heartbeat_ms=settings.get("heartbeat_ms", HEARTBEAT_MS),
         disk_stall_ms=_check_stall(settings),
         cluster_key=key,
         datagram_max_bytes=settings.get("datagram_max_bytes"),
         snapshot_slots=settings.get("snapshot_slots", SNAPSHOT_SLOTS),
         snapshot_log_mb=settings.get("snapshot_log_mb", SNAPSHOT_LOG_MB),
+        store=found.store,
         print_chosen=print_chosen,
         warnings=warnings,
     )

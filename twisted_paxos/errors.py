@@ -27,6 +27,10 @@ class StorageDamaged(StorageError):
     """Stored bytes are not what was written; going on could forget a promise."""
 
 
+class StorageUnreadable(StorageError):
+    """The system cannot read what is stored, now: nothing says that it is lost, so nothing is set aside."""
+
+
 class StorageForeign(StorageError):
     """The storage is another node's, or another cluster's: it is in order, and must stay where it is."""
 

@@ -27,12 +27,13 @@ class IAcceptorStorage(Interface):
     description: str = Attribute("What and where it is, for status tables: ``file:paxos_data/A``.")
     log_bytes: int = Attribute("Size of the stored log in bytes, for status tables.")
 
-    def recover(fresh_incarnation: str, cluster: str, lost: bool = False) -> Recovered:
+    def recover(word: str, cluster: str, lost: bool = False) -> Recovered:
         """Open, check and read everything; called once, before any other method.
 
         Blocks (nothing else runs yet). Where nothing is stored, makes new storage in one
-        atomic step, with ``fresh_incarnation`` as its identity, whose ``lost`` says that other
-        storage was here before. The identity's ``boot`` is counted up and durable on return.
+        atomic step, with ``word`` as its incarnation, whose ``lost`` says that other storage was
+        here before. This start, ``boot`` counted up and ``word`` as the last of ``starts``, is in
+        the identity and durable on return.
 
         Raises:
             StorageLocked: another process has it open.
@@ -65,7 +66,8 @@ class IAcceptorStorage(Interface):
         least one entry is returned where there is one). Sees every write made before the call.
 
         Fails with:
-            StorageDamaged: a stored entry cannot be read back.
+            StorageDamaged: a stored entry is not what was written.
+            StorageUnreadable: the system cannot read it, now.
         """
 
     def close() -> Deferred[None]:
@@ -138,7 +140,8 @@ class ISnapshotReader(Interface):
     def read(number: int) -> Deferred[bytes]:
         """Piece ``number``, from 0, as it was written.
 
-        Fails with `StorageDamaged`: it cannot be read back.
+        Fails with `StorageDamaged`: it is not what was written; or with `StorageUnreadable`: the system
+        cannot read it, now.
         """
 
     def close() -> None:
@@ -207,6 +210,8 @@ class INode(Interface):
     def forget(sink: IResultSink) -> None:
         """Stop trying for what ``sink`` submitted; what went out may still be chosen."""
 
+    machine: object = Attribute("The `IStateMachine`; to be looked at, and never changed.")
+
     watches: object = Attribute("The `WatchHub` of the key-value store; None with another state machine.")
 
     def query(payload: Raw, serializable: bool = False) -> Deferred[Raw]:
@@ -218,6 +223,9 @@ class INode(Interface):
 
     def status() -> object:
         """A `twisted_paxos.statemachine.commands.NodeStatus` of this moment."""
+
+    def figures() -> object:
+        """The `twisted_paxos.figures.NodeFigures` of this moment; cheap enough for a few times a second."""
 
     def read_log(from_slot: int, limit_bytes: int) -> Deferred[list[SlotEntry]]:
         """Chosen entries from ``from_slot`` on, as many as fit; empty when there are none yet.

@@ -34,7 +34,9 @@ from twisted_paxos.errors import (
     StorageError,
     StorageFull,
 )
+from twisted_paxos.figures import NodeFigures
 from twisted_paxos.interfaces import INode, INodeStorage, IResultSink
+from twisted_paxos.measures import Measures, Parts
 from twisted_paxos.own_session import OwnSession
 from twisted_paxos.protocols.acceptor import AcceptorProtocol
 from twisted_paxos.protocols.base import NodeProtocol, Receiver
@@ -178,7 +180,7 @@ class PersistentPaxosNode(Service):
             self.config.disk_stall_ms / 1000,
             self.config.client_told,
         )
-        self.replica = Replica(settings, recovered, self._entropy(), self._random, self._started_s)
+        self.replica = Replica(settings, recovered, self._random, self._started_s)
         codec = PeerCodec(self.cluster, self.config.cluster_key)
         self.receiver = Receiver(codec, self._reactor)
         self.messenger = SocketMessenger(
@@ -216,6 +218,20 @@ class PersistentPaxosNode(Service):
             recovered.chosen_upto,
         )
         self._make_snapshot_parts()
+        self._make_measures()
+
+    def _make_measures(self) -> None:
+        parts = Parts(
+            self.replica,
+            self.performer,
+            self.applier,
+            self.storage,
+            self.receiver,
+            self.messenger,
+            self.snapshot_maker,
+            self.snapshot_receiver,
+        )
+        self._measures = Measures(self._reactor, parts, tuple(self.config.peers))
 
     def _make_snapshot_parts(self) -> None:
         self.snapshot_server = SnapshotServer(self._reactor, self.storage, self.messenger)
@@ -226,6 +242,7 @@ class PersistentPaxosNode(Service):
             lambda slot: committed_sets(self.replica.membership.sets, slot, limits.ALPHA),
             self.replica.compacted,
             self.snapshot_server.oldest,
+            self._hold,
             self._snapshot_policy,
         )
         self.snapshot_receiver = SnapshotReceiver(
@@ -233,6 +250,11 @@ class PersistentPaxosNode(Service):
         )
 
     # -- snapshots
+
+    def _hold(self, held: bool) -> None:
+        """Commands wait while the log outgrows the snapshot that is being written."""
+        self.replica.proposer.held = held
+        self._plan_flush()
 
     def _restore(self, snapshot_slot: int) -> None:
         """Bring the state to the newest snapshot, then on along the log."""
@@ -422,6 +444,7 @@ class PersistentPaxosNode(Service):
         if self._stopping:
             return
         self._report(now_s)
+        self._measures.look(now_s)
         self._rearm()
 
     def _rearm(self) -> None:
@@ -430,10 +453,11 @@ class PersistentPaxosNode(Service):
             return
         now_s = self._reactor.seconds()
         delay_s = max(0.001, self.replica.deadline_s(now_s) - now_s)
-        if self._timer is None or not self._timer.active():
+        timer = self._timer
+        if timer is None or not timer.active():
             self._timer = self._reactor.callLater(delay_s, self._timer_fired)
-        elif self._timer.getTime() > now_s + delay_s + 0.001:
-            self._timer.reset(delay_s)
+        elif timer.getTime() > now_s + delay_s + 0.001:
+            timer.reset(delay_s)
 
     def _report(self, now_s: float) -> None:
         """Say who leads, when that changes, and for whom a node waits that cannot vote."""
@@ -519,7 +543,7 @@ class PersistentPaxosNode(Service):
         """
         self._check_running()
         if self._session is None:
-            self._session = OwnSession(self, self._entropy())
+            self._session = OwnSession(self, self._entropy(), self._reactor.seconds)
         return self._session.propose(command if isinstance(command, Raw) else encode_opaque(command))
 
     def read(self) -> Deferred[None]:
@@ -623,6 +647,10 @@ class PersistentPaxosNode(Service):
             dropped=dict(self.receiver.dropped),
             version=twisted_paxos.__version__,
         )
+
+    def figures(self) -> NodeFigures:
+        """See `INode.figures`; to be called once the node is started."""
+        return self._measures.figures(self.status())
 
 
 def _shown(payload: Raw) -> str:

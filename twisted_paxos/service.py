@@ -3,29 +3,43 @@
 from __future__ import annotations
 
 import random
+import resource
 import secrets
+import socket
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import msgspec
 from twisted.application.service import IService, Service
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.internet.endpoints import serverFromString
+from twisted.internet.interfaces import IProtocolFactory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from twisted_paxos.config import NodeConfig
 from twisted_paxos.errors import PaxosError
+from twisted_paxos.figures import NodeFigures
 from twisted_paxos.interfaces import INodeStorage
 from twisted_paxos.node import PersistentPaxosNode
 from twisted_paxos.protocols.clientport import ClientPort
 from twisted_paxos.snapshots import Policy
 from twisted_paxos.statemachine.kv import KeyValueStore
+from twisted_paxos.statemachine.kvlimits import KvLimits
 from twisted_paxos.statemachine.machine import IStateMachine
 from twisted_paxos.storage.providers import find_provider
+from twisted_paxos.web.gateway import Identity, MemberInfo
+from twisted_paxos.web.http import CONNECTIONS_MAX, GatewaySite
+from twisted_paxos.web.pages import StatusPages
+from twisted_paxos.web.site import make_site
 
 log = Logger()
 
 INCARNATION_BYTES = 8
+
+FILES_RESERVED = 2_000
+"""Open files that are not for HTTP clients: a thousand native clients, peers, storage."""
 
 
 class NodeService(Service):
@@ -66,7 +80,8 @@ class NodeService(Service):
         self._entropy = entropy
         self._random = random
         self._machine = machine
-        self._listening: Any = None
+        self._listening: list[Any] = []
+        self._pages: StatusPages | None = None
         self._reviving: Deferred[None] | None = None
         self._make()
 
@@ -84,6 +99,39 @@ class NodeService(Service):
             Policy(self._config.snapshot_slots, self._config.snapshot_log_mb << 20),
         )
         self._client_port = ClientPort(self.node, self._reactor, self.node.cluster)
+        self._site = self._make_site() if self._config.http else None
+
+    def _make_site(self) -> GatewaySite | None:
+        config, node = self._config, self.node
+        if not isinstance(node.machine, KeyValueStore):
+            return None  # etcd's API is about the key-value store
+        known = {config.uid: config.address, **config.peers}
+        members = [
+            MemberInfo(uid, f"http://{address}", config.http_urls.get(uid, ""))
+            for uid, address in sorted(known.items())
+        ]
+        self._pages = StatusPages(self._reactor, self._figures, config.http_urls)
+        own_names = (socket.gethostname(), *(address.host for address in (config.address, config.bind)))
+        return make_site(
+            node,
+            self._reactor,
+            Identity(node.cluster, members),
+            f"http-{self._entropy()}",
+            (*own_names, *config.http_allow_hosts),
+            _http_connections_max(),
+            pages=self._pages.resources,
+        )
+
+    def _figures(self) -> NodeFigures:
+        """The node's, and those of its ports."""
+        port, site = self._client_port, self._site
+        return msgspec.structs.replace(
+            self.node.figures(),
+            clients=len(port.connections),
+            client_drops=dict(port.dropped),
+            http_clients=len(site.connections) if site is not None else 0,
+            http_drops=dict(site.refused) if site is not None else {},
+        )
 
     def startService(self) -> Deferred[None]:
         """Start the node; fires when clients can connect.
@@ -101,9 +149,19 @@ class NodeService(Service):
         await self.node.recovered
         if not self.running:
             return
-        endpoint = serverFromString(self._reactor, self._config.client)
-        self._listening = await endpoint.listen(self._client_port)
+        await self._listen(self._config.client, self._client_port)
+        if self._site is not None and self._pages is not None:
+            await self._listen(self._config.http, self._site)
+            self._pages.start()
+            log.info("node {uid}: HTTP at {where}", uid=self.node.uid, where=self._config.http)
         log.info("node {uid} is ready: clients at {where}", uid=self.node.uid, where=self._config.client)
+
+    async def _listen(self, endpoint: str, factory: IProtocolFactory) -> None:
+        listening = await serverFromString(self._reactor, endpoint).listen(factory)
+        if self.running:
+            self._listening.append(listening)
+        else:
+            await maybeDeferred(listening.stopListening)
 
     def stopService(self) -> Deferred[Any]:
         """Stop; fires when ports are closed and storage is synced."""
@@ -115,11 +173,13 @@ class NodeService(Service):
         return ending
 
     def _stop_node(self) -> Deferred[Any]:
-        endings: list[Any] = []
-        if self._listening is not None:
-            endings.append(maybeDeferred(self._listening.stopListening))
-            self._listening = None
-            self._client_port.close_all()
+        listening, self._listening = self._listening, []
+        endings: list[Any] = [maybeDeferred(port.stopListening) for port in listening]
+        self._client_port.close_all()
+        if self._pages is not None:
+            self._pages.stop()
+        if self._site is not None:
+            self._site.close_all()
         endings.append(self.node.stopService())
         return gatherResults(endings, consumeErrors=True)
 
@@ -147,20 +207,30 @@ class NodeService(Service):
             self._fail(failure.getErrorMessage())
 
 
+def _http_connections_max() -> int:
+    """HTTP clients that this process can have, and still open its own files and serve other clients."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files == resource.RLIM_INFINITY:
+        return CONNECTIONS_MAX
+    return min(CONNECTIONS_MAX, max(files // 2, files - FILES_RESERVED))
+
+
 def build_service(
-    reactor: Any, config: NodeConfig, machine: Callable[[], IStateMachine] = KeyValueStore
+    reactor: Any, config: NodeConfig, machine: Callable[[], IStateMachine] | None = None
 ) -> IService:
     """Everything that one node needs, not yet started; touches no file and no port.
 
     Args:
         reactor: everything runs on it.
         config: the node's.
-        machine: makes an empty state machine of your own; all members of a cluster have the same one.
+        machine: makes an empty state machine of your own, in place of the key-value store; all members
+            of a cluster have the same one.
 
     Raises:
         ConfigError: the storage cannot be understood.
     """
     provider, location = find_provider(config.storage)
+    machine = machine or partial(KeyValueStore, KvLimits(**config.store))
     return NodeService(
         reactor,
         config,

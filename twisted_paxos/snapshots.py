@@ -19,6 +19,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from twisted_paxos.core import limits
+from twisted_paxos.core.histogram import Histogram
 from twisted_paxos.core.messages import FetchPiece, Piece, Sender
 from twisted_paxos.errors import StorageDamaged, StorageError, StorageFull
 from twisted_paxos.interfaces import (
@@ -35,7 +36,7 @@ log = Logger()
 KEEP_SLOTS = 1_000
 """Slots left in the log below a snapshot, so that a node that is a little behind need not fetch it."""
 
-KEEP_BYTES = 16 << 20
+KEEP_BYTES = 8 << 20
 """The same as a size: with large values, fewer slots stay."""
 
 GROUP_BYTES = 1 << 18
@@ -46,6 +47,9 @@ GROUP_BYTES = 1 << 18
 
 READER_IDLE_S = 30.0
 """An open snapshot that no peer asked for is closed after this long."""
+
+PACE_FIRST_SHARE = 1 / 8
+"""Of what the log may grow by while a snapshot is written, so much may come at once."""
 
 RETRY_FIRST_S = 0.2
 RETRY_MAX_S = 2.0
@@ -62,11 +66,42 @@ class Policy(NamedTuple):
     """
 
     slots: int = 10_000
-    log_bytes: int = 64 << 20
+    log_bytes: int = 40 << 20
     pause_s: float = 0.001
+
+    @property
+    def room_bytes(self) -> int:
+        """The log may grow by this much more while a snapshot is written: beyond it the leader
+        proposes no faster than the snapshot gets on, or the disk would fill up."""
+        return self.log_bytes * 4 // 5
 
 
 DEFAULT_POLICY = Policy()
+
+
+class _Pace:
+    """Whether the snapshot being written keeps up with the log that grows meanwhile.
+
+    Args:
+        log_bytes: size of the log at its beginning.
+        expected_bytes: how large it will be, about.
+        room_bytes: what the log may grow by until it is complete.
+
+    Attributes:
+        written_bytes: how much of it is on disk.
+    """
+
+    def __init__(self, log_bytes: int, expected_bytes: int, room_bytes: int) -> None:
+        self.written_bytes = 0
+        self._began_bytes = log_bytes
+        self._expected_bytes = max(1, expected_bytes)
+        self._room_bytes = room_bytes
+
+    def used(self, log_bytes: int) -> float:
+        """The share that is used of what the log may have grown by as of now."""
+        done = min(1.0, self.written_bytes / self._expected_bytes)
+        share = PACE_FIRST_SHARE + (1 - PACE_FIRST_SHARE) * done
+        return (log_bytes - self._began_bytes) / (share * self._room_bytes)
 
 
 class SnapshotMaker:
@@ -79,7 +114,13 @@ class SnapshotMaker:
         sets: gives the voting incarnations as of a slot.
         compacted: told the lowest slot that will still be stored.
         served_from: gives the slot of the oldest snapshot that a peer is fetching.
+        hold: told whether proposing has to wait for the snapshot, when that changes.
         policy: when.
+
+    Attributes:
+        running: while one is made.
+        made, failed: how many were complete, and how many were given up for a full disk.
+        durations: how long they took, in seconds.
     """
 
     def __init__(
@@ -90,15 +131,22 @@ class SnapshotMaker:
         sets: Callable[[int], Sets],
         compacted: Callable[[int], None],
         served_from: Callable[[], int],
+        hold: Callable[[bool], None],
         policy: Policy,
     ) -> None:
         self.running: Deferred[None] | None = None
+        self.made = 0
+        self.failed = 0
+        self.durations = Histogram()
         self._clock = clock
         self._storage = storage
         self._state = state
         self._sets = sets
         self._compacted = compacted
         self._served_from = served_from
+        self._hold = hold
+        self._holds = False
+        self._pace: _Pace | None = None
         self._policy = policy
         self._floor_bytes = 0
         self._log_start = 1
@@ -106,8 +154,16 @@ class SnapshotMaker:
 
     def applied(self) -> None:
         """Slots were applied: perhaps it is time."""
-        if self.running is None and not self._stopped and self._is_due():
+        if self.running is not None:
+            self._watch_pace()
+        elif not self._stopped and self._is_due():
             self.make()
+
+    def _watch_pace(self) -> None:
+        late = self._pace is not None and self._pace.used(self._storage.log_bytes) >= 1
+        if late != self._holds:
+            self._holds = late
+            self._hold(late)
 
     def _is_due(self) -> bool:
         if not ISnapshotStorage.providedBy(self._storage):
@@ -123,6 +179,9 @@ class SnapshotMaker:
         slot = self._state.applied_upto
         pieces = self._state.snapshot(self._sets(slot))
         writer = self._storage.begin_snapshot(slot)
+        log_bytes = self._storage.log_bytes
+        # What is new came by the log: the snapshot is hardly larger than the last one and that.
+        self._pace = _Pace(log_bytes, self._storage.snapshot_bytes + log_bytes, self._policy.room_bytes)
         self.running = Deferred.fromCoroutine(self._write(writer, pieces))
         self.running.addErrback(self._failed, writer)
         self.running.addBoth(self._ended)
@@ -154,20 +213,31 @@ class SnapshotMaker:
         self._compacted(keep_from)
         self._log_start = log_start = await self._storage.compact(keep_from - 1)
         self._floor_bytes = self._storage.log_bytes
+        took_s = self._clock.seconds() - started_s
+        self.made += 1
+        self.durations.observe(took_s)
         log.info(
             "snapshot of slot {slot}: {size} bytes in {seconds} s; the log starts at {start}",
             slot=writer.slot,
             size=size_bytes,
-            seconds=round(self._clock.seconds() - started_s, 3),
+            seconds=round(took_s, 3),
             start=log_start,
         )
 
     async def _write_group(self, writer: ISnapshotWriter, group: bytearray) -> None:
-        """Write what was gathered, and pause: as long as it took, so that the log has its turn."""
-        if group:
-            before_s = self._clock.seconds()
-            await writer.write(bytes(group))
-            group.clear()
+        """Write what was gathered, and pause: as long as it took, so that the log has its turn.
+
+        While the log grows fast there is no pause: the log must not outgrow the snapshot.
+        """
+        if not group:
+            return
+        assert self._pace is not None
+        before_s = self._clock.seconds()
+        await writer.write(bytes(group))
+        self._pace.written_bytes += len(group)
+        group.clear()
+        self._watch_pace()
+        if self._pace.used(self._storage.log_bytes) < 0.5:
             took_s = self._clock.seconds() - before_s
             await deferLater(self._clock, max(self._policy.pause_s, took_s))
 
@@ -181,12 +251,14 @@ class SnapshotMaker:
         if self._stopped or failure.check(CancelledError):
             return
         failure.trap(StorageError)
+        self.failed += 1
         writer.abort()
         log.error("no snapshot of slot {slot}: {error}", slot=writer.slot, error=failure.getErrorMessage())
         self._floor_bytes = self._storage.log_bytes
 
     def _ended(self, outcome: object) -> object:
-        self.running = None
+        self.running = self._pace = None
+        self._watch_pace()
         return outcome
 
     def stop(self) -> None:
@@ -262,6 +334,9 @@ class SnapshotReceiver:
         messenger: asks peers.
         stored: told the slot when it is complete and durable.
         random: gives numbers in [0, 1), for jitter.
+
+    Attributes:
+        fetched: how many were complete.
     """
 
     def __init__(
@@ -277,6 +352,7 @@ class SnapshotReceiver:
         self._messenger = messenger
         self._stored = stored
         self._random = random
+        self.fetched = 0
         self._sources: deque[str] = deque()
         self._writer: ISnapshotWriter | None = None
         self._next = 0
@@ -347,6 +423,7 @@ class SnapshotReceiver:
             return
         self._busy = True
         await writer.finish()
+        self.fetched += 1
         self._end()
         if not self._stopped:
             self._stored(writer.slot)

@@ -16,6 +16,7 @@ import atexit
 import fcntl
 import gc
 import os
+import resource
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -25,13 +26,15 @@ from twisted.application.service import IService, MultiService, Service
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
-from twisted.logger import Logger
+from twisted.logger import ILogObserver, Logger
 from twisted.python import usage
+from twisted.python.components import Componentized
 from twisted.python.failure import Failure
 
 from twisted_paxos import __version__
 from twisted_paxos.config import NodeConfig, build_config
 from twisted_paxos.errors import ConfigError, PaxosError
+from twisted_paxos.jsonlog import json_observer
 
 log = Logger()
 
@@ -43,6 +46,9 @@ TWISTD_PID_FILE = "twistd.pid"
 
 STATUS_PIPE_MAX_BYTES = 98
 """What twistd's parent process reads of an error message (its own limit is 100 with two of its own)."""
+
+FILES_WANTED = 65_536
+"""Open files of a node: twenty thousand HTTP clients, a thousand others, and room."""
 
 EXPECTED = (PaxosError, CannotListenError, OSError)
 """Errors that a line describes; anything else is a mistake of ours and is logged with its traceback."""
@@ -59,23 +65,26 @@ class Options(usage.Options):
     synopsis = "[--id ID] [options]"
     longdesc = (
         "Starts one node. Without --cluster or --peer it is one of the built-in cluster: "
-        "A, B, C on 127.0.0.1, peer ports 5000-5002 (UDP and TCP), client ports 5100-5102."
+        "A, B, C on 127.0.0.1, peer ports 5000-5002 (UDP and TCP), client ports 5100-5102, "
+        "HTTP ports 5200-5202."
     )
     optFlags = [
         ["observer", None, "Learn and answer, without a vote."],
         ["quiet", "q", "Do not log each chosen value."],
+        ["log-json", None, "Log JSON, one object a line."],
     ]
     optParameters = [
         ["id", None, None, "This node's id, such as A."],
         ["cluster", None, None, "A TOML file that lists the nodes."],
         ["storage", None, None, "file:DIR, sqlite:PATH or memory: [default: file:paxos_data/ID]"],
         ["client", None, None, "Where clients connect: endpoint or host:port [default: peer port + 100]"],
+        ["http", None, None, "Where HTTP is served: endpoint, host:port or none [default: peer port + 200]"],
         ["bind", None, None, "The IP address (and port) to bind, where others are told a different one."],
         ["heartbeat-ms", None, None, "Milliseconds between heartbeats [default: 100]"],
         ["disk-stall-ms", None, None, "A leader whose disk is stuck for so long gives way [default: 2000]"],
         ["datagram-max-bytes", None, None, "The largest datagram [default: 60000 on loopback, else 1400]"],
         ["snapshot-slots", None, None, "Make a snapshot after so many slots [default: 10000]"],
-        ["snapshot-log-mb", None, None, "Or when the log has grown to so many MiB [default: 64]"],
+        ["snapshot-log-mb", None, None, "Or when the log has grown by so many MiB [default: 40]"],
         ["cluster-key", None, None, "A file with the key that authenticates messages between nodes."],
     ]
 
@@ -85,6 +94,7 @@ class Options(usage.Options):
     def __init__(self) -> None:
         super().__init__()
         self.peers: list[str] = []
+        self.http_allow_hosts: list[str] = []
 
     def opt_version(self) -> NoReturn:
         """Print the version and exit."""
@@ -94,6 +104,10 @@ class Options(usage.Options):
     def opt_peer(self, peer: str) -> None:
         """A voter as ID=host:port; once for each of them, this node included."""
         self.peers.append(peer)
+
+    def opt_http_allow_host(self, name: str) -> None:
+        """A host name that HTTP requests may use for this node besides its own; '*': any; may be repeated."""
+        self.http_allow_hosts.append(name)
 
     def parseArgs(self, *args: str) -> None:
         """Refuse what is no option.
@@ -133,16 +147,23 @@ class Options(usage.Options):
             raise usage.UsageError(str(error)) from None
         if twistd is not None:
             self._name_files(twistd, foreground)
+            if self["log-json"]:
+                check_json_log(twistd, foreground)
 
     def _build_config(self, print_chosen: bool) -> NodeConfig:
-        texts = ("cluster", "storage", "client", "bind")
+        texts = ("cluster", "storage", "client", "http", "bind")
         others = (
             *("heartbeat-ms", "disk-stall-ms", "datagram-max-bytes"),
             *("snapshot-slots", "snapshot-log-mb", "cluster-key"),
         )
         given: dict[str, Any] = {name.replace("-", "_"): self[name] for name in texts + others}
         return build_config(
-            self["id"], peers=self.peers, observer=bool(self["observer"]), print_chosen=print_chosen, **given
+            self["id"],
+            peers=self.peers,
+            observer=bool(self["observer"]),
+            http_allow_hosts=self.http_allow_hosts,
+            print_chosen=print_chosen,
+            **given,
         )
 
     def _name_files(self, twistd: Any, foreground: bool) -> None:
@@ -156,6 +177,19 @@ class Options(usage.Options):
         if twistd.get("pidfile"):
             self.pid_file = os.path.abspath(twistd["pidfile"])
             clear_stale_pid_file(self.pid_file, uid)
+
+
+def check_json_log(twistd: Mapping[str, Any], foreground: bool) -> None:
+    """Refuse options of twistd that send the log elsewhere.
+
+    Raises:
+        usage.UsageError: there is one.
+    """
+    for option in ("logger", "syslog"):
+        if twistd.get(option):
+            raise usage.UsageError(f"--log-json and --{option} exclude each other")
+    if twistd.get("logfile") == "-" and not foreground:
+        raise usage.UsageError("--log-json: a daemon has no terminal to log to; --logfile names a file")
 
 
 def clear_stale_pid_file(path: str, uid: str) -> None:
@@ -200,7 +234,9 @@ def describe(error: BaseException) -> str:
     if isinstance(error, CannotListenError):
         reason = getattr(error.socketError, "strerror", None) or str(error.socketError)
         place = f"{error.interface or '*'}:{error.port}"
-        return f"cannot listen on {place}: {reason}; --client, --peer and --cluster choose other ports"
+        return (
+            f"cannot listen on {place}: {reason}; --client, --http, --peer and --cluster choose other ports"
+        )
     if isinstance(error, PaxosError):
         return " ".join(str(error).split())
     if isinstance(error, OSError):
@@ -223,8 +259,10 @@ class NodeProcess(MultiService):
         config: NodeConfig,
         pid_file: str | None,
         twistd: Mapping[str, Any],
+        log_json: bool = False,
     ) -> None:
         super().__init__()
+        self._log_json = log_json
         self._reactor = reactor
         self._node = node
         self._config = config
@@ -232,6 +270,16 @@ class NodeProcess(MultiService):
         self._pid_lock: Any = None
         self._twistd = twistd
         node.setServiceParent(self)
+
+    def setServiceParent(self, parent: Any) -> None:
+        """Tell the application, before it begins to log, where to log to."""
+        if self._log_json and isinstance(parent, Componentized):
+            try:
+                observer = json_observer(self._reactor, self._twistd.get("logfile"))
+            except OSError as error:
+                raise SystemExit(f"paxos: --log-json: {describe(error)}") from None
+            parent.setComponent(ILogObserver, observer)
+        super().setServiceParent(parent)
 
     def privilegedStartService(self) -> None:
         """Lock the pid file, which twistd has just written, while we may still read it."""
@@ -359,15 +407,27 @@ def makeService(options: Options) -> IService:
     # The reactor's clock is the wall clock; when that is set back, every timer stands still.
     reactor.seconds = time.monotonic  # type: ignore[method-assign]
     config = options.config
-    check_client_endpoint(reactor, config.client)
+    raise_file_limit()
+    check_endpoint(reactor, config.client, "--client")
+    if config.http:
+        check_endpoint(reactor, config.http, "--http")
     try:
         node = build_service(reactor, config)
     except PaxosError as error:
         raise SystemExit(f"paxos: {describe(error)}") from None
-    return NodeProcess(reactor, node, config, options.pid_file, getattr(options, "parent", None) or {})
+    twistd = getattr(options, "parent", None) or {}
+    return NodeProcess(reactor, node, config, options.pid_file, twistd, bool(options["log-json"]))
 
 
-def check_client_endpoint(reactor: Any, endpoint: str) -> None:
+def raise_file_limit() -> None:
+    """Allow this process as many open files as it may have, up to `FILES_WANTED`: a connection needs one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES_WANTED if hard == resource.RLIM_INFINITY else min(FILES_WANTED, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def check_endpoint(reactor: Any, endpoint: str, option: str) -> None:
     """Refuse an endpoint string that Twisted does not understand.
 
     Raises:
@@ -377,4 +437,4 @@ def check_client_endpoint(reactor: Any, endpoint: str) -> None:
         serverFromString(reactor, endpoint)
     except Exception as error:  # an endpoint's parser, a plugin perhaps, raises whatever comes of bad text
         reason = " ".join(str(error).split())
-        raise SystemExit(f"paxos: --client: {endpoint[:80]!r} is no server endpoint: {reason}") from None
+        raise SystemExit(f"paxos: {option}: {endpoint[:80]!r} is no server endpoint: {reason}") from None

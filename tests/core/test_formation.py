@@ -12,20 +12,30 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.core.transcript import MEMBERS, ballot, lines, sender
 from twisted_paxos.core.effects import Effects
 from twisted_paxos.core.formation import Formation
-from twisted_paxos.core.messages import Accept, Heartbeat, Join, Joined, Refused, Sender, Status
+from twisted_paxos.core.messages import (
+    Accept,
+    AskDescent,
+    Descent,
+    Heartbeat,
+    Join,
+    Joined,
+    Refused,
+    Sender,
+    Status,
+)
 from twisted_paxos.core.quorum import Membership
-from twisted_paxos.core.records import Identity, SaveIdentity
+from twisted_paxos.core.records import STARTS_KEPT, Identity, Recovered, SaveIdentity
 
 
 def formation(uid: str, life: str = "", identity: Identity | None = None, boot: int = 1) -> Formation:
     """A fresh node of the cluster A, B, C, or one with this identity."""
-    identity = identity or Identity(uid, life or f"{uid.lower()}1", "cluster", boot)
-    return Formation(identity, Membership("ABC", {}), f"boot{identity.boot}", 1.0)
+    identity = identity or Identity(uid, life or f"{uid.lower()}1", "cluster", boot - 1)
+    return Formation(Recovered(identity.started(f"boot{boot}")), Membership("ABC", {}), 1.0)
 
 
 def formed(uid: str) -> Formation:
     """A node that is a founding member of ``MEMBERS``."""
-    identity = Identity(uid, MEMBERS[uid], "cluster", 1, formed=True, members=MEMBERS, sets=((1, MEMBERS),))
+    identity = Identity(uid, MEMBERS[uid], "cluster", formed=True, members=MEMBERS, sets=((1, MEMBERS),))
     return formation(uid, identity=identity)
 
 
@@ -90,7 +100,9 @@ class FirstFormationTests(SynchronousTestCase):
 
     def test_aClusterOfOneForms(self) -> None:
         """A single member waits for nobody."""
-        alone = Formation(Identity("A", "a1", "cluster", 1), Membership("A", {}), "boot1", 1.0)
+        alone = Formation(
+            Recovered(Identity("A", "a1", "cluster").started("boot1")), Membership("A", {}), 1.0
+        )
         self.assertEqual(lines(alone.tick(0.0)), ["save identity formed A=a1"])
         self.assertTrue(alone.is_voter)
 
@@ -125,7 +137,7 @@ class FirstFormationTests(SynchronousTestCase):
 
     def test_aLostNodeNeverSaysThatNothingWasFormed(self) -> None:
         """Storage that replaced lost storage answers no Join: its earlier life may have been a founder."""
-        lost = formation("A", identity=Identity("A", "a2", "cluster", 1, lost=True))
+        lost = formation("A", identity=Identity("A", "a2", "cluster", lost=True))
         self.assertFalse(lost.on_join(sender("B"), Join(1)))
 
     def test_formedNodesAgreeThoughAMemberWasWipedMeanwhile(self) -> None:
@@ -200,31 +212,35 @@ class FirstFormationTests(SynchronousTestCase):
         return founded
 
 
+HEARTBEAT = Heartbeat(1, Status())
+
+
 class StartTests(SynchronousTestCase):
     """Boots: restored copies do not speak."""
 
-    def heartbeat(self, promised: str = "-", upto: int = 0) -> Heartbeat:
-        """A start's first heartbeat, with what its storage held."""
-        return Heartbeat(1, Status(recovered_promised=ballot(promised), recovered_upto=upto))
+    def descent(self, known: str = "", promised: str = "-", upto: int = 0, descends: bool = True) -> Descent:
+        """What a start says that its storage comes from and held."""
+        return Descent(known, descends, ballot(promised), upto)
 
-    def record(self, node: Formation, who: Sender) -> None:
+    def record(self, node: Formation, who: Sender, known: str = "") -> None:
         """A start becomes known, and durable."""
-        admitted, effects = node.admit(who, self.heartbeat())
+        admitted, effects = node.admit(who, self.descent(known))
         self.assertFalse(admitted)
         for send in effects.replies:
             node.receive(node.me, send.message, 0.0)
 
     def test_aStartCountsOnceItIsRecorded(self) -> None:
-        """The first heartbeat of a start is only recorded; what comes after the sync is listened to."""
+        """A start is asked for its descent, then recorded; what comes after the sync is listened to."""
         node = formed("A")
-        admitted, effects = node.admit(sender("B"), self.heartbeat())
+        self.assertEqual(lines(node.admit(sender("B"), HEARTBEAT)[1]), ["to B: AskDescent -"])
+        admitted, effects = node.admit(sender("B"), self.descent())
         self.assertFalse(admitted)
         saved = effects.records[0]
         assert isinstance(saved, SaveIdentity)
         self.assertEqual(saved.identity.boots, {"b1": (1, "boot1")})
-        self.assertEqual(node.admit(sender("B"), self.heartbeat())[0], False)
+        self.assertEqual(node.admit(sender("B"), HEARTBEAT)[0], False)
         node.receive(node.me, effects.replies[0].message, 0.0)
-        self.assertEqual(node.admit(sender("B"), self.heartbeat())[0], True)
+        self.assertEqual(node.admit(sender("B"), HEARTBEAT)[0], True)
 
     def test_rule8AnEarlierStartIsRefused(self) -> None:
         """Rule 8: messages of a start before the highest seen one are not listened to."""
@@ -239,16 +255,51 @@ class StartTests(SynchronousTestCase):
         node = formed("A")
         self.record(node, sender("B", boot=3))
         copy = sender("B", boot=3)._replace(boot_id="other")
-        self.assertEqual(lines(node.admit(copy, self.heartbeat())[1]), ["to B: Refused start 3"])
+        self.assertEqual(lines(node.admit(copy, HEARTBEAT)[1]), ["to B: Refused start 3"])
+
+    def test_aCopyThatWasStartedOftenIsRefused(self) -> None:
+        """An older copy that counted past the recorded start, unheard, does not come from that start."""
+        node = formed("A")
+        self.record(node, sender("B", boot=3))
+        real = Identity("B", "b1", "cluster", 2).started("boot3")
+        copy = Identity("B", "b1", "cluster", 2).started("other3")
+        for identity, expected in ((real, "save identity"), (copy, "to B: Refused start 4")):
+            start = Formation(Recovered(identity.started("boot4")), Membership("ABC", {}), 1.0)
+            (asked,) = node.admit(start.me, HEARTBEAT)[1].sends
+            self.assertEqual(asked.message, AskDescent("boot3"))
+            heard, told = start.admit(node.me, asked.message)
+            self.assertFalse(heard)
+            effects = node.admit(start.me, told.sends[0].message)[1]
+            self.assertTrue(lines(effects)[0].startswith(expected), lines(effects))
+            node = formed("A")
+            self.record(node, sender("B", boot=3))
+
+    def test_anAnswerToAnEarlierQuestionDoesNotCount(self) -> None:
+        """The start that was recorded meanwhile is the one to come from."""
+        node = formed("A")
+        self.record(node, sender("B", boot=3))
+        admitted, effects = node.admit(sender("B", boot=4), self.descent("boot2"))
+        self.assertEqual((admitted, lines(effects)), (False, []))
+
+    def test_startsAreKeptUpToALimit(self) -> None:
+        """Who was started unheard more often than is kept can no longer show what it comes from."""
+        identity = Identity("B", "b1", "cluster")
+        for number in range(STARTS_KEPT + 1):
+            identity = identity.started(f"boot{number + 1}")
+        self.assertEqual((identity.boot, len(identity.starts)), (STARTS_KEPT + 1, STARTS_KEPT))
+        start = Formation(Recovered(identity), Membership("ABC", {}), 1.0)
+        for known, descends in (("boot1", False), ("boot2", True), (f"boot{STARTS_KEPT + 1}", True)):
+            _, effects = start.admit(sender("A"), AskDescent(known))
+            self.assertEqual(lines(effects), [f"to A: Descent {known} {descends} - 0"])
 
     def test_aStartThatForgotItsPromiseIsRefused(self) -> None:
         """A storage that holds less than its incarnation once reported is an old copy."""
         node = formed("A")
         self.record(node, sender("B"))
         node.reported(sender("B"), ballot("5.B"), 9)
-        for held in (self.heartbeat("4.B", 9), self.heartbeat("5.B", 8)):
+        for held in (self.descent("boot1", "4.B", 9), self.descent("boot1", "5.B", 8)):
             self.assertEqual(lines(node.admit(sender("B", boot=2), held)[1]), ["to B: Refused start 2"])
-        admitted, effects = node.admit(sender("B", boot=2), self.heartbeat("5.B", 9))
+        admitted, effects = node.admit(sender("B", boot=2), self.descent("boot1", "5.B", 9))
         self.assertEqual((admitted, len(effects.records)), (False, 1))
 
     def test_refusedStartEndsItsIncarnation(self) -> None:
@@ -260,8 +311,8 @@ class StartTests(SynchronousTestCase):
     def test_ownMessagesOfAnEarlierStartAreDropped(self) -> None:
         """A datagram of this node's own earlier start, come late, is not its own voice."""
         node = formation("A", boot=2)
-        self.assertEqual(node.admit(sender("A", boot=1), self.heartbeat())[0], False)
-        self.assertEqual(node.admit(node.me, self.heartbeat())[0], True)
+        self.assertEqual(node.admit(sender("A", boot=1), HEARTBEAT)[0], False)
+        self.assertEqual(node.admit(node.me, HEARTBEAT)[0], True)
 
     def test_noncesAreNotUsedAgainAfterARestart(self) -> None:
         """Each start asks with numbers of its own: answers to an earlier start do not count."""

@@ -16,8 +16,10 @@ from twisted_paxos.core.effects import EVERYONE, OTHERS, Effects
 from twisted_paxos.core.messages import (
     Accept,
     Accepted,
+    AskDescent,
     Chosen,
     Command,
+    Descent,
     Entry,
     Fetch,
     Forward,
@@ -115,6 +117,8 @@ _MESSAGES: dict[type, Callable[[Any], str]] = {
     ForwardReply: lambda m: f"ForwardReply #{m.forward_id} {'taken' if m.taken else 'not taken'}",
     Join: lambda m: "Join",
     Joined: lambda m: f"Joined {'formed' if m.formed else 'not formed'} {_members(m.members)}",
+    AskDescent: lambda m: f"AskDescent {m.known or '-'}",
+    Descent: lambda m: f"Descent {m.known or '-'} {m.descends} {m.promised} {m.upto}",
     Refused: lambda m: f"Refused start {m.boot}",
 }
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
 import socket
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 from twisted.internet.defer import Deferred
 
 from twisted_paxos.client import ask_status, connect
 from twisted_paxos.errors import OutcomeUnknown, Unavailable
-from twisted_paxos.testing.nodes import free_ports, poll
+from twisted_paxos.testing.nodes import NodeProcess, free_ports, poll
 
 from .support import SLOW_S, STOPPED, TWISTD, Ended, ProcessCase, process_runs
 
@@ -49,7 +53,7 @@ class StopTests(ProcessCase):
         ports = free_ports(2)
         ended = await self.run_program(
             *(*TWISTD, "-n", "--pidfile", "other.pid", "paxos", "--id", "A"),
-            *(f"--peer=A=127.0.0.1:{ports[0]}", f"--client=127.0.0.1:{ports[1]}"),
+            *(f"--peer=A=127.0.0.1:{ports[0]}", f"--client=127.0.0.1:{ports[1]}", "--http=none"),
         )
         self.assert_one_line(ended, "runs already")
         self.assertTrue(node.running)
@@ -57,12 +61,50 @@ class StopTests(ProcessCase):
     async def test_short_form(self) -> None:
         """``python -m twisted_paxos A`` is ``twistd -n paxos --id A``."""
         ports = free_ports(2)
-        options = [f"--peer=A=127.0.0.1:{ports[0]}", f"--client=127.0.0.1:{ports[1]}"]
+        options = [f"--peer=A=127.0.0.1:{ports[0]}", f"--client=127.0.0.1:{ports[1]}", "--http=none"]
 
         node = self.node("A", options, f"127.0.0.1:{ports[1]}", bare_id=True)
         node.start()
         await node.wait_ready(SLOW_S)
         await self.propose([node.endpoint], ["short"])
+
+    async def test_log_json(self) -> None:
+        """With ``--log-json`` each line on the terminal, or in the log file, is one JSON object."""
+        ports = free_ports(2)
+        options = [f"--peer=A=127.0.0.1:{ports[0]}", f"--client=127.0.0.1:{ports[1]}", "--log-json"]
+        node = self.node("A", options, f"127.0.0.1:{ports[1]}")
+        node.start()
+        await node.wait_ready(SLOW_S)
+        await self.propose([node.endpoint], ["in JSON"])
+        await self.wait_for_line(node, "in JSON")
+        await node.stop()
+        self.assert_json_log(node.lines)
+        log_file = self.directory / "json.log"
+        command = [*TWISTD, "-n", "--logfile", str(log_file), "paxos", "--id", "A", *options]
+        running = NodeCommand(self.reactor, self.directory, command, node.endpoint)
+        self._nodes.append(running)
+        running.start()
+        await running.wait_ready(SLOW_S)
+        await running.stop()
+        self.assert_json_log(log_file.read_text().splitlines())
+
+    def assert_json_log(self, lines: Iterable[str]) -> None:
+        """All are JSON, from twistd's first to its last, and ours are among them."""
+        texts = [json.loads(line)["text"] for line in lines]
+        for part in ("starting up", "node A is ready", "Server Shut Down"):
+            self.assertTrue(any(part in text for text in texts), (part, texts))
+
+
+class NodeCommand(NodeProcess):
+    """A node that is started by a whole command line."""
+
+    def __init__(self, reactor: Any, directory: Path, command: list[str], endpoint: str) -> None:
+        super().__init__(reactor, "A", [], directory, endpoint)
+        self._command = command
+
+    def command(self) -> list[str]:
+        """As given."""
+        return self._command
 
 
 class RefusalTests(ProcessCase):
@@ -87,7 +129,7 @@ class RefusalTests(ProcessCase):
         cluster = await self.started("A")
         await cluster.nodes["A"].stop()
         ports = free_ports(3)
-        alone = (f"--peer=A=127.0.0.1:{ports[0]}", f"--client=127.0.0.1:{ports[1]}")
+        alone = (f"--peer=A=127.0.0.1:{ports[0]}", f"--client=127.0.0.1:{ports[1]}", "--http=none")
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken, socket.socket() as taken_too:
             taken.bind(("127.0.0.1", 0))
             taken_too.bind(("127.0.0.1", 0))
@@ -105,6 +147,7 @@ class RefusalTests(ProcessCase):
                 str(busy_too): [
                     *("--id", "A", alone[0], "--storage", "file:busy-too"),
                     f"--client=127.0.0.1:{busy_too}",
+                    "--http=none",
                 ],
                 "file": ["--id", "A", *alone, "--storage", "file:file"],
                 "belongs to node 'A'": [
@@ -128,7 +171,15 @@ class DaemonTests(ProcessCase):
         ports = free_ports(2)
         endpoint = f"127.0.0.1:{ports[1]}"
         started = await self.run_program(
-            *(*TWISTD, "paxos", "--id", "A", f"--peer=A=127.0.0.1:{ports[0]}", f"--client={endpoint}")
+            *(
+                *TWISTD,
+                "paxos",
+                "--id",
+                "A",
+                f"--peer=A=127.0.0.1:{ports[0]}",
+                f"--client={endpoint}",
+                "--http=none",
+            )
         )
         self.assertEqual(0, started.status, started.errors)
         pid_file = self.directory / "paxos-A.pid"

@@ -91,7 +91,7 @@ class StorageContract(StorageCase):
     def test_fresh(self) -> None:
         """Storage that is made now has the given incarnation, boot 1, and nothing else."""
         found = self.make().recover("one", CLUSTER)
-        self.assertEqual(found.identity, Identity("A", "one", CLUSTER, boot=1))
+        self.assertEqual(found.identity, Identity("A", "one", CLUSTER, boot=1, starts=("one",)))
         self.assertEqual((found.promised, found.chosen_upto, found.log_start), (NO_BALLOT, 0, 1))
         self.assertEqual((found.entries, found.fresh), ({}, True))
         self.assertFalse(found.identity.lost)

@@ -298,13 +298,13 @@ class DamageTests(SynchronousTestCase):
         self.assertIsNone(self.started(disk))
 
     def test_damage_while_it_runs(self) -> None:
-        """A piece that rots is an error of that read only."""
+        """A piece that rots, or cannot be read, is an error of that read only."""
         disk = stopped_node()
         node, _ = self.started(disk)  # type: ignore[misc]
         disk.flip_bit(snapshot_name(15), 40, 0)
         self.assertEqual(node.read_snapshot(), ["StorageDamaged", *pieces_of(15)[1:]])
         disk.fail_read = True
-        self.assertEqual(node.read_snapshot(), ["StorageDamaged"] * 3)
+        self.assertEqual(node.read_snapshot(), ["StorageUnreadable"] * 3)
         disk.fail_read = False
         self.assertEqual(node.write(accepted(21)), "done")
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 from itertools import pairwise
 from random import Random
 from typing import Any
 
+from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.storage.contract import FIRST, SECOND, accepted, value
@@ -281,6 +284,19 @@ class FailureTests(SynchronousTestCase):
 
 class SegmentTests(SynchronousTestCase):
     """Many segments, large records, slot ranges."""
+
+    def test_a_close_that_nobody_waits_for_ends_quietly(self) -> None:
+        """A process that is over before its storage is closed leaves no complaint of a dropped coroutine."""
+        complaints: list[Any] = []
+        self.patch(sys, "unraisablehook", complaints.append)
+        node = Node(SimulatedDisk())
+        node.start()
+        self.patch(node.executor, "run", lambda work: Deferred())
+        closing = node.storage.close()
+        self.assertNoResult(closing)
+        del node, closing
+        gc.collect()
+        self.assertEqual(complaints, [])
 
     def test_record_larger_than_a_segment(self) -> None:
         """A record larger than a segment gets a segment of its size."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from math import inf
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -19,6 +20,7 @@ from twisted_paxos.testing.chaos_cluster import Disk
 from twisted_paxos.testing.chaos_faults import FAULTS
 from twisted_paxos.testing.chaos_history import ChaosFailed, History, Place, Write, longest_gap_s
 from twisted_paxos.testing.chaos_network import Network, all_but, links, rules
+from twisted_paxos.testing.linearizability import Call
 
 
 def entry(slot: int, *values: tuple[int, str]) -> SlotEntry:
@@ -74,6 +76,20 @@ class HistoryTests(SynchronousTestCase):
     def test_unknown(self) -> None:
         """A value that nobody proposed."""
         self.assert_broken([entry(1, (1, "one"))], "never proposed")
+
+    def test_stale_read(self) -> None:
+        """A read gives what was replaced before it began."""
+        self.history.calls += [Call(0, 1, "one", ""), Call(2, 3, "two", "one"), Call(4, 5, "", "one")]
+        self.assert_broken([], "not linearizable")
+
+    def test_fresh_reads(self) -> None:
+        """A read beside a write of unknown outcome may give either; each repetition is judged by itself."""
+        self.history.calls += [Call(0, 1, "one", ""), Call(2, inf, "two", None), Call(4, 5, "", "one")]
+        self.history.calls += [Call(6, 7, "", "two")]
+        self.history.check()
+        self.history.calls.append(Call(8, 9, "", ""))
+        self.history.check()
+        self.assertEqual(3, self.history.reads)
 
     def test_gap(self) -> None:
         """A slot is left out."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from msgspec import Raw
@@ -9,7 +10,21 @@ from twisted.logger import Logger
 from twisted.trial.unittest import SynchronousTestCase
 
 from twisted_paxos.core.ballot import ProposalID
-from twisted_paxos.core.messages import Accepted, Command, Entry, Sender, SlotEntry, encode_value
+from twisted_paxos.core.log import Log
+from twisted_paxos.core.messages import (
+    Accept,
+    Accepted,
+    Command,
+    Confirm,
+    Confirmed,
+    Entry,
+    Promise,
+    ReadAt,
+    ReadRequest,
+    Sender,
+    SlotEntry,
+    encode_value,
+)
 from twisted_paxos.core.records import Identity, Recovered, SaveAccepted, SaveIdentity, SavePromise
 from twisted_paxos.statemachine.commands import encode_opaque
 from twisted_paxos.statemachine.replicated import ReplicatedState
@@ -109,7 +124,7 @@ class ChecksTests(SynchronousTestCase):
     def test_vote_above_promise(self) -> None:
         """A vote is saved whose ballot is not."""
         self.checks.written(LIVES["A"], [SaveAccepted(1, ONE, value("v"))])
-        self.found("promise", "above its promise")
+        self.found("rule 4", "its promise is -")
 
     def test_forgotten_promise(self) -> None:
         """A start finds less than what was durable."""
@@ -143,12 +158,115 @@ class ChecksTests(SynchronousTestCase):
         self.checks.recovered(new, self.recovered(new))
         self.assertIsNone(self.checks.violation)
 
+    def test_vote_of_a_stranger(self) -> None:
+        """An incarnation that is no member votes."""
+        stranger = Sender("B", "B2", 1, "x")
+        self.checks.disks["B"].damaged = True
+        self.checks.recovered(stranger, self.recovered(stranger, promised=ONE))
+        self.checks.sent(stranger, Promise(ONE, 1, 0, 1, 0, ()))
+        self.found("rule 5", "no member")
+
+    def test_noted(self) -> None:
+        """What is stored may be noted as chosen, and read; so may what a snapshot stands for."""
+        self.vote("AB", 1, ONE, value("v"))
+        self.checks.noted(LIVES["A"], 1, 0)
+        self.checks.asked(LIVES["A"], 1, 0)
+        self.checks.noted(LIVES["C"], 1, 1)
+        self.checks.asked(LIVES["C"], 1, 1)
+        self.assertIsNone(self.checks.violation)
+
+    def test_noted_too_early(self) -> None:
+        """A slot is noted as chosen while its disk has nothing of it."""
+        self.vote("AB", 1, ONE, value("v"))
+        self.checks.noted(LIVES["C"], 1, 0)
+        self.found("rule 7", "notes slot 1")
+
+    def test_older_value_is_noted(self) -> None:
+        """A slot is noted as chosen while its disk has a value that was not."""
+        self.vote("C", 1, ONE, value("w"))
+        self.vote("AB", 1, TWO, value("v"))
+        self.checks.noted(LIVES["C"], 1, 0)
+        self.found("rule 7", "notes slot 1")
+
+    def test_read_too_early(self) -> None:
+        """A slot is read from storage as chosen before it is noted there."""
+        self.vote("AB", 1, ONE, value("v"))
+        self.checks.asked(LIVES["A"], 1, 0)
+        self.found("rule 7", "reads slot 1")
+
+    def test_snapshot_keeps_votes(self) -> None:
+        """A vote above a snapshot is still known when that was installed."""
+        self.vote("A", 5, ONE, value("v"))
+        log = Log(4, 5, {5: Entry(ONE, value("v"))})
+        self.checks.installed(LIVES["A"], 4, log)
+        self.assertIsNone(self.checks.violation)
+        log.entries.clear()
+        self.checks.installed(LIVES["A"], 4, log)
+        self.found("rule 7", "forgets its vote in slot 5")
+
+    def leads(self, slot: int, what: Raw, *votes: SlotEntry, upto: int = 0) -> None:
+        """A proposes at ballot 3 after promises of A, B and C; B and C report what they voted."""
+        at = ProposalID(3, "A")
+        self.checks.written(LIVES["A"], [SavePromise(at)])
+        for uid, reported in zip("ABC", ((), *((vote,) for vote in votes), (), ()), strict=False):
+            self.checks.took(LIVES["A"], LIVES[uid], Promise(at, 1, 0, 1, 0, reported))
+        self.checks.sent(LIVES["A"], Accept(at, slot, what, upto))
+
+    def test_highest_ballot(self) -> None:
+        """A leader takes the value of the highest ballot reported; its own where a majority reports none."""
+        self.leads(1, value("w"), SlotEntry(1, ONE, value("v")), SlotEntry(1, TWO, value("w")))
+        self.assertIsNone(self.checks.violation)
+        self.setUp()
+        self.leads(1, value("new"), SlotEntry(2, ONE, value("v")))
+        self.assertIsNone(self.checks.violation)
+
+    def test_lower_ballot(self) -> None:
+        """A leader proposes what no majority of promises allows."""
+        reported = (SlotEntry(1, ONE, value("v")), SlotEntry(1, TWO, value("w")))
+        self.leads(1, value("new"), *reported)
+        self.found("rule 3", "slot 1")
+
+    def test_gap(self) -> None:
+        """A leader proposes in slot 2, and nothing in slot 1."""
+        self.leads(2, value("v"))
+        self.found("rule 3", "leaves slot 1 empty")
+
+    def read(self, *events: str) -> None:
+        """Leader A does these: takes a read of B, asks, takes the answers of C and of itself, answers B."""
+        a, b, c = LIVES.values()
+        does: dict[str, Callable[[], None]] = {
+            "read": lambda: self.checks.took(a, b, ReadRequest(1, "x")),
+            "ask": lambda: self.checks.sent(a, Confirm(ONE, 1)),
+            "own answer": lambda: self.checks.took(a, a, Confirmed(ONE, 1)),
+            "answer": lambda: self.checks.took(a, c, Confirmed(ONE, 1)),
+            "done": lambda: self.checks.sent(a, ReadAt(1, 7, "x")),
+        }
+        for event in events:
+            does[event]()
+
+    def test_confirmed_read(self) -> None:
+        """A read is answered when a majority answered what was asked after it."""
+        self.read("read", "ask", "own answer", "answer", "done")
+        self.assertIsNone(self.checks.violation)
+
+    def test_unconfirmed_reads(self) -> None:
+        """It is not before; nor when the question was asked before the read came."""
+        for events in (
+            ("read", "done"),
+            ("read", "ask", "answer", "done"),
+            ("ask", "read", "own answer", "answer", "done"),
+            ("ask", "own answer", "answer", "done"),
+        ):
+            self.setUp()
+            self.read(*events)
+            self.found("confirmed", "unconfirmed")
+
     def test_older_copy_is_heard(self) -> None:
         """A start from an older copy of a directory must not be listened to."""
         self.checks.disks["A"].older_copy = True
         self.checks.recovered(LIVES["A"], self.recovered(LIVES["A"]))
         self.checks.started(LIVES["A"])
-        self.checks.admitted(LIVES["B"], LIVES["A"], Accepted(ONE, (1,)))
+        self.checks.admitted(LIVES["B"], LIVES["A"])
         self.found("old copy", "hears")
 
     def state(self, *values: str) -> ReplicatedState:

@@ -18,9 +18,11 @@ from twisted_paxos.core.messages import (
     Accept,
     Accepted,
     Admit,
+    AskDescent,
     Chosen,
     Confirm,
     Confirmed,
+    Descent,
     Fetch,
     FetchPiece,
     Forward,
@@ -71,6 +73,8 @@ SAMPLES: list[Message] = [
     Join(1 << 32),
     Joined(1 << 32, False, {"A": "a1", "B": "b1"}),
     Admit("c1", 9),
+    AskDescent("boot1"),
+    Descent("boot1", True, ballot("3.A"), 7),
     Refused("b1", 2, "boot2", "it forgot"),
 ]
 

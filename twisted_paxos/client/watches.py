@@ -244,8 +244,11 @@ class Watches:
 
     def go_on(self, watch: Watch) -> None:
         """The consumer of a watch that rests has caught up."""
-        if watch in self._watches and self._connection is not None:
-            self._start(watch)
+        if watch in self._watches:
+            # Without a connection, the next one starts it.
+            watch.resting = False
+            if self._connection is not None:
+                self._start(watch)
 
     def close(self) -> None:
         """End everything: iterations end."""
@@ -410,6 +413,11 @@ class Watches:
             self._rest_if_full(watch)
         elif batch.cancel_reason.startswith(UNAVAILABLE):
             self._leave(batch.cancel_reason)
+        elif 0 < batch.compact_revision <= watch.next_revision:
+            # The node was behind this client: what it misses is not wanted, and the rest is there.
+            self._at_node.pop(watch.request_id, None)
+            watch.detached()
+            self._start(watch)
         else:
             self._end(watch, WatchCanceled(batch.cancel_reason, batch.compact_revision))
 

@@ -78,12 +78,19 @@ class Effects:
 
     def add(self, other: Effects) -> None:
         """Take over what ``other`` asks for, after what is here."""
-        self.records += other.records
-        self.sends += other.sends
-        self.replies += other.replies
-        self.chosen += other.chosen
-        self.reads += other.reads
-        self.readable += other.readable
+        # Most of it is empty most of the time, and this runs several times for each message.
+        if other.records:
+            self.records += other.records
+        if other.sends:
+            self.sends += other.sends
+        if other.replies:
+            self.replies += other.replies
+        if other.chosen:
+            self.chosen += other.chosen
+        if other.reads:
+            self.reads += other.reads
+        if other.readable:
+            self.readable += other.readable
         self.behind = self.behind or other.behind
         self.lost = self.lost or other.lost
 

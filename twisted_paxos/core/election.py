@@ -11,10 +11,11 @@ ballots' business, and this module may be wrong at any time.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from twisted_paxos.core.ballot import NO_BALLOT, ProposalID
+from twisted_paxos.core.histogram import Histogram
 from twisted_paxos.core.messages import Status
 from twisted_paxos.core.quorum import Membership
 
@@ -33,6 +34,9 @@ JITTER_HEARTBEATS = 0.5
 PROBES_PER_HEARTBEAT = 2
 """How often an unanswered heartbeat is sent in its round: a lost datagram is no lost peer."""
 
+ROUND_TRIPS_MAX = 128
+"""Nodes whose round trips are counted; observers come and go, under any id."""
+
 
 class TakeOver(enum.Enum):
     """What a node should do about a missing leader."""
@@ -50,12 +54,14 @@ class Heard(NamedTuple):
         heard_s: when that came.
         reached_s: when the last probe was sent that it answered: both directions worked then.
         voter: its incarnation votes, as far as this node knows.
+        round_trip_s: from the round's first probe to its latest answer; None before the first.
     """
 
     status: Status
     heard_s: float
     reached_s: float
     voter: bool
+    round_trip_s: float | None = None
 
 
 class Election:
@@ -71,6 +77,7 @@ class Election:
     Attributes:
         leader: the ballot of the leader that this node follows; NO_BALLOT when it never heard one.
         round: the number of the current round.
+        round_trips: how long answers took, by node.
     """
 
     def __init__(
@@ -82,6 +89,7 @@ class Election:
         self.leader = NO_BALLOT
         self.round = 0
         self.highest_seen = NO_BALLOT
+        self.round_trips: dict[str, Histogram] = {}
         self._random = random
         self._heard: dict[str, Heard] = {}
         self._probe_sent_s: dict[int, float] = {}
@@ -106,10 +114,16 @@ class Election:
             self.saw(max(status.ballot, status.leader, status.promised))
         old = self._heard.get(uid)
         reached_s = old.reached_s if old else float("-inf")
-        if answers_round is not None:
+        round_trip_s = old.round_trip_s if old else None
+        sent_s = self._probe_sent_s.get(answers_round) if answers_round is not None else None
+        if sent_s is not None:
+            if sent_s > reached_s:
+                # The first answer to this round's probes.
+                round_trip_s = now_s - sent_s
+                self._observe_round_trip(uid, round_trip_s)
             # From when the probe was sent, not from when the answer came: it may have been slow.
-            reached_s = max(reached_s, self._probe_sent_s.get(answers_round, float("-inf")))
-        self._heard[uid] = Heard(status, now_s, reached_s, voter)
+            reached_s = max(reached_s, sent_s)
+        self._heard[uid] = Heard(status, now_s, reached_s, voter, round_trip_s)
         if voter:
             self._votes_heard_s[uid] = now_s
             if answers_round == self.round and not self.silent():
@@ -121,6 +135,13 @@ class Election:
         elif status.ballot == self.leader:
             # It has given way, and says so.
             self._leader_heard_s = float("-inf")
+
+    def _observe_round_trip(self, uid: str, round_trip_s: float) -> None:
+        if uid not in self.round_trips:
+            if len(self.round_trips) >= ROUND_TRIPS_MAX:
+                return
+            self.round_trips[uid] = Histogram()
+        self.round_trips[uid].observe(round_trip_s)
 
     def heard_leader(self, ballot: ProposalID, now_s: float) -> None:
         """A leader with a majority shows itself, by a heartbeat or by an Accept."""
@@ -145,6 +166,12 @@ class Election:
     def forget(self, uid: str) -> None:
         """Drop what was heard of a node that is no longer known."""
         self._heard.pop(uid, None)
+        self.round_trips.pop(uid, None)
+
+    @property
+    def peers(self) -> Mapping[str, Heard]:
+        """What was last heard of each node; not to be changed."""
+        return self._heard
 
     # -- what follows from it
 
@@ -155,8 +182,13 @@ class Election:
 
     def reaches_majority(self, voter: bool, now_s: float) -> bool:
         """Whether this node, when it votes, and those that it reaches are a majority."""
-        own = {self.uid} if voter else set()
-        return self.membership.is_majority(self.reached(now_s) | own)
+        # Asked for each heartbeat that a leader hears: no set is made for it.
+        since_s = now_s - MAJORITY_SILENT_HEARTBEATS * self.heartbeat_s
+        voters, count = self.membership.voters, int(voter and self.uid in self.membership.voters)
+        for uid, heard in self._heard.items():
+            if heard.voter and heard.reached_s >= since_s and uid in voters:
+                count += 1
+        return count >= self.membership.majority
 
     def leader_works(self, promised: ProposalID, now_s: float) -> bool:
         """Whether a leader (another node) was heard lately and this node may still accept from it."""

@@ -22,9 +22,18 @@ import msgspec
 
 from twisted_paxos.core.ballot import NO_BALLOT, ProposalID
 from twisted_paxos.core.effects import Effects, Send
-from twisted_paxos.core.messages import Heartbeat, HeartbeatReply, Join, Joined, Refused, Sender, Status
+from twisted_paxos.core.messages import (
+    AskDescent,
+    Descent,
+    Heartbeat,
+    HeartbeatReply,
+    Join,
+    Joined,
+    Refused,
+    Sender,
+)
 from twisted_paxos.core.quorum import Membership
-from twisted_paxos.core.records import Identity, SaveIdentity
+from twisted_paxos.core.records import Recovered, SaveIdentity
 
 NONCES_PER_BOOT = 1 << 32
 
@@ -79,23 +88,24 @@ class Formation:
     """This node's identity, what it knows of the others', and the way to a vote.
 
     Args:
-        identity: as recovered.
+        recovered: what storage held.
         membership: the voting incarnations; loaded from the identity here, and changed by the log.
-        boot_id: random, of this start.
         interval_s: how often unanswered Joins are repeated.
     """
 
-    takes = (Join, Joined, Refused, BootRecorded)
+    takes = (Join, Joined, AskDescent, Descent, Refused, BootRecorded)
 
-    def __init__(self, identity: Identity, membership: Membership, boot_id: str, interval_s: float) -> None:
+    def __init__(self, recovered: Recovered, membership: Membership, interval_s: float) -> None:
+        identity = recovered.identity
         self.membership = membership
+        self._held = (recovered.promised, max(recovered.entries, default=recovered.chosen_upto))
         members = dict(identity.members)
         if identity.uid in membership.voters and not identity.formed:
             members.setdefault(identity.uid, identity.incarnation)
         self.identity = msgspec.structs.replace(identity, members=members)
         if identity.formed:
             membership.load(identity.sets)
-        self.me = Sender(identity.uid, identity.incarnation, identity.boot, boot_id)
+        self.me = Sender(identity.uid, identity.incarnation, identity.boot, identity.starts[-1])
         self._interval_s = interval_s
         self._nonce = identity.boot * NONCES_PER_BOOT
         self._answers: set[str] = set()
@@ -151,8 +161,8 @@ class Formation:
             return self.on_joined(sender, message)
         if isinstance(message, Refused):
             return self.on_refused(message)
-        assert isinstance(message, BootRecorded)
-        self._on_boot_recorded(message)
+        if isinstance(message, BootRecorded):
+            self._on_boot_recorded(message)
         return Effects()
 
     def tick(self, now_s: float) -> Effects:
@@ -239,35 +249,46 @@ class Formation:
         """Whether to listen to this start of a member, and what to say or save otherwise.
 
         A start counts only once it is recorded durably here: then no older copy of the same
-        storage, brought back later, can speak in its place. Its first heartbeat must show that
-        its storage holds what that incarnation once reported.
+        storage, brought back later, can speak in its place. Before that it must say that its
+        storage went through the start that is recorded here (the copy may have been started often,
+        unheard, and have counted as far), and that it holds what that incarnation once reported.
         """
+        if isinstance(message, AskDescent):
+            return False, self._tell_descent(sender, message)
         if sender.uid == self.me.uid:
             return sender == self.me, _NOTHING
         if not self.membership.is_member(sender):
             return True, _NOTHING
-        known = self._recorded.get(sender.incarnation)
-        start = (sender.boot, sender.boot_id)
-        if start == known:
+        known = self._recorded.get(sender.incarnation, (0, ""))
+        if (sender.boot, sender.boot_id) == known:
             return True, _NOTHING
-        if known is not None and sender.boot <= known[0]:
+        if sender.boot <= known[0]:
             return False, _refuse(sender, f"a peer has seen start {known[0]}, this is start {sender.boot}")
-        if not isinstance(message, (Heartbeat, HeartbeatReply)):
-            return False, Effects()
-        missing = self._missing(sender, message.status)
-        if missing:
-            return False, _refuse(sender, missing)
-        return False, self._record_boot(sender)
+        if isinstance(message, Descent) and message.known == known[1]:
+            problem = self._problem(sender, message)
+            return False, _refuse(sender, problem) if problem else self._record_boot(sender)
+        if isinstance(message, (Heartbeat, HeartbeatReply)):
+            return False, Effects(sends=[Send((sender.uid,), AskDescent(known[1]))])
+        return False, Effects()
 
-    def _missing(self, sender: Sender, status: Status) -> str:
+    def _tell_descent(self, sender: Sender, message: AskDescent) -> Effects:
+        """Anybody may know, also who is not listened to yet."""
+        descends = not message.known or message.known in self.identity.starts
+        return Effects(sends=[Send((sender.uid,), Descent(message.known, descends, *self._held))])
+
+    def _problem(self, sender: Sender, message: Descent) -> str:
+        """Why this start is of an old copy; "" if it is not."""
+        if not message.descends:
+            seen = self._recorded[sender.incarnation][0]
+            return f"a peer has seen start {seen}, and this start does not come from it"
         reported = self._reported.get(sender.incarnation)
         if reported is None:
             return ""
         promised, upto = reported.before(sender.boot)
-        if status.recovered_promised < promised:
-            return f"it promised {promised} and now knows of {status.recovered_promised} only"
-        if status.recovered_upto < upto:
-            return f"it accepted slot {upto} and now has slots up to {status.recovered_upto} only"
+        if message.promised < promised:
+            return f"it promised {promised} and now knows of {message.promised} only"
+        if message.upto < upto:
+            return f"it accepted slot {upto} and now has slots up to {message.upto} only"
         return ""
 
     def _record_boot(self, sender: Sender) -> Effects:

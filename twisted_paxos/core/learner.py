@@ -35,6 +35,7 @@ class Learner:
 
     Attributes:
         wanted_upto: somebody knows every slot up to here as chosen.
+        fetches: how many times it asked for chosen slots.
     """
 
     takes = (Accepted, Fetch, Chosen)
@@ -43,6 +44,7 @@ class Learner:
         self.log = log
         self.membership = membership
         self.wanted_upto = log.chosen_upto
+        self.fetches = 0
         self._votes: dict[int, dict[ProposalID, set[str]]] = {}
         self._sources: dict[str, int] = {}
         self._timer = RetryTimer(random)
@@ -65,6 +67,9 @@ class Learner:
 
     def on_accepted(self, sender: Sender, message: Accepted, now_s: float) -> Effects:
         """Count one acceptor's votes."""
+        if max(message.slots, default=0) <= self.log.chosen_upto:
+            # A majority was there before: with five voters, two Accepteds of each slot come too late.
+            return Effects()
         for slot in message.slots:
             if slot <= self.log.chosen_upto:
                 continue
@@ -175,6 +180,7 @@ class Learner:
 
     def _fetch(self, source: str, now_s: float) -> Effects:
         self._request_id += 1
+        self.fetches += 1
         self._asked, self._asked_s = source, now_s
         self._fetch_at_s = now_s + self._timer.wait_s(self._tries)
         fetch = Fetch(self._request_id, self.log.chosen_upto + 1, self.missing_upto)

@@ -183,8 +183,6 @@ class Status(Struct, frozen=True):
         leader: the ballot of the leader that it follows (its own when it leads).
         leader_works: it has heard that leader lately and the leader can make progress.
         promised: the highest ballot that its acceptor promised.
-        recovered_promised, recovered_upto: what its storage held at this start: the promise, and
-            the highest slot. Less than what it once reported means that storage is an old copy.
         voter: it is a full voting member; others never count.
         chosen_upto: it knows every slot up to here as chosen; a leader's counts
             only slots chosen at ballots <= ``ballot``.
@@ -197,8 +195,6 @@ class Status(Struct, frozen=True):
     leader: ProposalID = NO_BALLOT
     leader_works: bool = False
     promised: ProposalID = NO_BALLOT
-    recovered_promised: ProposalID = NO_BALLOT
-    recovered_upto: Count = 0
     voter: bool = False
     chosen_upto: Count = 0
     log_start: Slot = 1
@@ -350,6 +346,32 @@ class Admit(Struct, frozen=True, tag="admit"):
     chosen_upto: Count
 
 
+class AskDescent(Struct, frozen=True, tag="ask_descent"):
+    """Asks a start that is not recorded yet what its storage comes from.
+
+    Attributes:
+        known: the boot_id of the latest start of that incarnation that is recorded; "" if none is.
+    """
+
+    known: Annotated[str, Meta(max_length=64)]
+
+
+class Descent(Struct, frozen=True, tag="descent"):
+    """Answers an `AskDescent`.
+
+    Attributes:
+        known: as it was asked.
+        descends: the sender's storage went through that start, or was made after it.
+        promised, upto: what the sender's storage held at this start: the promise, and the highest
+            slot. Less than what it once reported means that it is an old copy.
+    """
+
+    known: Annotated[str, Meta(max_length=64)]
+    descends: bool
+    promised: ProposalID
+    upto: Count
+
+
 class Refused(Struct, frozen=True, tag="refused"):
     """The receiver's storage is an old copy: it does not hold what it once reported.
 
@@ -385,6 +407,8 @@ Message: TypeAlias = (
     | ReadAt
     | Confirm
     | Confirmed
+    | AskDescent
+    | Descent
     | Refused
 )
 

@@ -25,6 +25,7 @@ from msgspec import Raw
 from twisted_paxos.core import limits
 from twisted_paxos.core.ballot import NO_BALLOT, ProposalID
 from twisted_paxos.core.effects import EVERYONE, Effects, Send
+from twisted_paxos.core.histogram import Histogram
 from twisted_paxos.core.learner import Learner
 from twisted_paxos.core.log import Log
 from twisted_paxos.core.messages import (
@@ -117,7 +118,9 @@ class Proposer:
         phase: idle, preparing or leading.
         ballot: its own, NO_BALLOT since the start of the node until it takes over.
         wanted_time_ms: the log time that the state machine waits for, if any.
+        held: commands wait, for the time being; set by whoever performs the effects.
         promises_received: ids of the acceptors whose complete promise for ``ballot`` is here.
+        commits: how long slots took from being proposed to being chosen, in seconds.
     """
 
     takes = (Promise, Nack)
@@ -140,6 +143,8 @@ class Proposer:
         self.promises_received: set[str] = set()
         self.clock = LogClock(log_time_step_max_s)
         self.wanted_time_ms: int | None = None
+        self.held = False
+        self.commits = Histogram()
         self._timer = RetryTimer(random)
         self._parts: dict[str, tuple[tuple[int, int], dict[int, Promise]]] = {}
         self._promises: dict[str, tuple[str, list[Promise]]] = {}
@@ -273,6 +278,7 @@ class Proposer:
             return effects
         for slot in [slot for slot in self._in_flight if self.log.is_chosen(slot)]:
             proposal = self._in_flight.pop(slot)
+            self.commits.observe(now_s - proposal.proposed_s)
             if proposal.tries == 1:
                 self._timer.sample(now_s - proposal.proposed_s)
         while len(self._in_flight) < limits.PIPELINE_SLOTS:
@@ -294,7 +300,7 @@ class Proposer:
     def _next_value(self, now_s: float) -> Raw | None:
         if self._changes:
             return encode_change(self.clock.read_ms(now_s), self._changes.popleft())
-        if self._queue:
+        if self._queue and not self.held:
             return encode_value(self.clock.read_ms(now_s), self._next_batch())
         time_ms = self.clock.read_ms(now_s)
         if self._next_slot < self.membership.latest_from:
@@ -346,10 +352,16 @@ class Proposer:
             self._changes.append(replace)
 
     @property
+    def in_flight(self) -> int:
+        """How many slots are proposed and not chosen."""
+        return len(self._in_flight)
+
+    @property
     def can_propose(self) -> bool:
         """Whether commands wait that `advance` would propose now."""
         return (
             bool(self._queue)
+            and not self.held
             and not self._recovered
             and len(self._in_flight) < limits.PIPELINE_SLOTS
             and self._next_slot <= self.log.chosen_upto + limits.ALPHA

@@ -7,9 +7,12 @@ from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
 from msgspec import Raw, Struct
+from msgspec.structs import replace
 
 from twisted_paxos.core.ballot import NO_BALLOT, ProposalID
 from twisted_paxos.core.messages import Entry
+
+STARTS_KEPT = 256
 
 
 class Identity(Struct, frozen=True):
@@ -20,6 +23,8 @@ class Identity(Struct, frozen=True):
         incarnation: random, made with the storage; a new one for a new life.
         cluster: fingerprint of the configuration that it was made for.
         boot: how often it was started, from 1.
+        starts: the random words of its latest starts, at most ``STARTS_KEPT``, this one last: a
+            copy of the storage, however often it is started, goes on with words of its own.
         lost: it was made in place of storage that was lost: it may never take part in a first
             formation, since the cluster may have been formed before.
         formed: whether the first formation is complete, with or without this incarnation.
@@ -38,6 +43,11 @@ class Identity(Struct, frozen=True):
     members: dict[str, str] = {}
     sets: tuple[tuple[int, dict[str, str]], ...] = ()
     boots: dict[str, tuple[int, str]] = {}
+    starts: tuple[str, ...] = ()
+
+    def started(self, word: str) -> Identity:
+        """This identity at its next start, which ``word``, random, tells from all others."""
+        return replace(self, boot=self.boot + 1, starts=(*self.starts, word)[-STARTS_KEPT:])
 
 
 class SaveIdentity(Struct, frozen=True):
@@ -75,7 +85,7 @@ class Recovered(NamedTuple):
     """What storage holds when it is opened.
 
     Attributes:
-        identity: with ``boot`` counted up for this start, which is durable already.
+        identity: counted up for this start, which is durable already.
         promised: the highest ballot promised.
         chosen_upto: every slot up to here is chosen and stored. May be behind what was
             known before the stop, never ahead of it.

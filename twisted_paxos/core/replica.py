@@ -88,7 +88,6 @@ class Replica:
     Args:
         settings: see there.
         recovered: what storage held.
-        boot_id: random, of this start.
         random: gives numbers in [0, 1), for jitter; nothing that is decided depends on it.
         now_s: the time of the start.
 
@@ -96,19 +95,19 @@ class Replica:
         disk_waiting_since_s: since when the oldest unfinished write waits; None when there is
             none. Set by whoever performs the effects.
         disk_full: there is no room to write. Set likewise.
+        take_overs: how many times it started phase 1.
     """
 
     def __init__(
         self,
         settings: ReplicaSettings,
         recovered: Recovered,
-        boot_id: str,
         random: Callable[[], float],
         now_s: float,
     ) -> None:
         self.settings = settings
         self.membership = Membership(settings.voters, {})
-        self.formation = Formation(recovered.identity, self.membership, boot_id, settings.heartbeat_s * 2)
+        self.formation = Formation(recovered, self.membership, settings.heartbeat_s * 2)
         self.log = Log(recovered.chosen_upto, recovered.log_start, recovered.entries)
         self.acceptor = Acceptor(self.log, recovered.promised, self.formation.is_voter)
         self.learner = Learner(self.log, self.membership, random)
@@ -119,11 +118,10 @@ class Replica:
         # Numbers go on from start to start: an answer to an earlier one must never fit a new question.
         first_id = self.me.boot * IDS_PER_BOOT
         self.requests = Requests(random, first_id)
-        self.reads = Reads(settings.uid, self.acceptor, self.proposer, random, boot_id)
+        self.reads = Reads(settings.uid, self.acceptor, self.proposer, random, self.me.boot_id)
         self.disk_waiting_since_s: float | None = None
         self.disk_full = False
-        self._recovered_promised = recovered.promised
-        self._recovered_upto = max(recovered.entries, default=recovered.chosen_upto)
+        self.take_overs = 0
         self._took_over_s = now_s
         self._told_works = False
         self._next_admit_s = now_s
@@ -197,8 +195,6 @@ class Replica:
             leader=self.leader,
             leader_works=self.leader_works(now_s),
             promised=self.acceptor.promised,
-            recovered_promised=self._recovered_promised,
-            recovered_upto=self._recovered_upto,
             voter=self.acceptor.votes,
             chosen_upto=self.log.chosen_upto,
             log_start=self.log.log_start,
@@ -259,7 +255,8 @@ class Replica:
             # The vote that comes after a majority, for every slot: it changes nothing.
             return Effects()
         effects = self._learned(self.learner.on_accepted(sender, message, now_s), now_s)
-        effects.add(self.proposer.advance(now_s))
+        if self.proposer.phase is not Phase.IDLE:
+            effects.add(self.proposer.advance(now_s))
         return effects
 
     def _on_promise(self, sender: Sender, message: Promise, now_s: float) -> Effects:
@@ -310,7 +307,8 @@ class Replica:
             return Effects()
         chosen = self.learner.on_chosen_upto(sender.uid, status.chosen_upto, leads, now_s)
         effects = self._learned(chosen, now_s)
-        effects.add(self.proposer.advance(now_s))
+        if self.proposer.phase is not Phase.IDLE:
+            effects.add(self.proposer.advance(now_s))
         effects.add(self._elect(now_s))
         return effects
 
@@ -336,6 +334,8 @@ class Replica:
         The new sets are stored ahead of the slot that made them: a crash between the two must not
         leave a node that takes the slot as known and votes by the old sets.
         """
+        if not effects.chosen:
+            return effects
         changes = [entry for entry in effects.chosen if is_change(entry.value)]
         if not changes:
             return effects
@@ -421,8 +421,7 @@ class Replica:
         if self._told_works and not works:
             effects.add(self._news(now_s))
         self._told_works = works
-        may = self.acceptor.votes and proposer.phase is Phase.IDLE and not self.disk_stalled(now_s)
-        if may:
+        if proposer.phase is Phase.IDLE and self.acceptor.votes and not self.disk_stalled(now_s):
             answer = self.election.take_over(self.acceptor.promised, now_s)
             if answer is TakeOver.ASK:
                 effects.add(self._news(now_s))
@@ -431,6 +430,7 @@ class Replica:
         return effects
 
     def _take_over(self, now_s: float) -> Effects:
+        self.take_overs += 1
         above = max(self.acceptor.promised, self.election.highest_seen)
         effects = self.proposer.take_over(above, now_s)
         self.acceptor.promised = self.proposer.ballot

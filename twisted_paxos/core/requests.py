@@ -19,7 +19,7 @@ from twisted_paxos.core.effects import Effects, Send
 from twisted_paxos.core.messages import Command, Forward, ForwardReply
 from twisted_paxos.core.proposer import COMMAND_OVERHEAD_BYTES
 from twisted_paxos.core.timing import RetryTimer
-from twisted_paxos.errors import Overloaded, ValueTooLarge
+from twisted_paxos.errors import Overloaded, PaxosError, ValueTooLarge
 
 APPLY_WAIT_S = 2.0
 """What a leader took and did not get applied for this long is sent again."""
@@ -55,10 +55,12 @@ class Requests:
 
     Attributes:
         owners: (client, sequence) -> whoever wants the result; in the order of arrival.
+        refused: how many commands were not taken.
     """
 
     def __init__(self, random: Callable[[], float], first_id: int = 0) -> None:
         self.owners: dict[Key, Any] = {}
+        self.refused = 0
         self._commands: dict[Key, Command] = {}
         self._bytes = 0
         self._unsent: list[Command] = []
@@ -78,6 +80,20 @@ class Requests:
             Overloaded: too much waits; none of them was taken.
             ValueTooLarge: a payload is over the limit; none of them was taken.
         """
+        try:
+            self._check_room(commands)
+        except PaxosError:
+            self.refused += len(commands)
+            raise
+        for command in commands:
+            key = (command.client, command.sequence)
+            if key not in self._commands:
+                self._commands[key] = command
+                self._bytes += len(command.payload) + COMMAND_OVERHEAD_BYTES
+                self._unsent.append(command)
+            self.owners[key] = owner
+
+    def _check_room(self, commands: Sequence[Command]) -> None:
         size = 0
         for command in commands:
             check_payload(command.payload)
@@ -86,13 +102,6 @@ class Requests:
             raise Overloaded(f"{len(self._commands):,} commands wait already; try again later")
         if self._bytes + size > limits.QUEUE_MAX_BYTES:
             raise Overloaded(f"{self._bytes:,} bytes of commands wait already; try again later")
-        for command in commands:
-            key = (command.client, command.sequence)
-            if key not in self._commands:
-                self._commands[key] = command
-                self._bytes += len(command.payload) + COMMAND_OVERHEAD_BYTES
-                self._unsent.append(command)
-            self.owners[key] = owner
 
     def applied(self, key: Key) -> Any:
         """This command was applied here; returns its owner, or None when nobody waits for it."""

@@ -35,25 +35,29 @@ class Receiver:
         clock: the reactor.
 
     Attributes:
+        codec: as given.
         dropped: how many were dropped, by reason; the reasons are few and fixed.
         received: how many messages came, by type.
+        received_bytes: their size together.
     """
 
     def __init__(self, codec: PeerCodec, clock: IReactorTime) -> None:
         self.dropped: dict[str, int] = {}
         self.received: dict[str, int] = {}
-        self._codec = codec
+        self.received_bytes = 0
+        self.codec = codec
         self._clock = clock
         self._reported_s: dict[str, float] = {}
 
     def decode(self, data: bytes, source: object) -> Envelope | None:
         """The message in ``data``, or None when it is dropped."""
         try:
-            envelope = self._codec.decode(data)
+            envelope = self.codec.decode(data)
         except WireError as error:
             self.drop(error.reason, source, str(error))
             return None
         name = type(envelope.message).__name__
+        self.received_bytes += len(data)
         self.received[name] = self.received.get(name, 0) + 1
         return envelope
 

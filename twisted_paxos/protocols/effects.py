@@ -18,6 +18,7 @@ from twisted.python.failure import Failure
 
 from twisted_paxos.core import limits
 from twisted_paxos.core.effects import EVERYONE, OTHERS, Effects, Readable, ReadChosen, Send, merge_accepted
+from twisted_paxos.core.histogram import Histogram
 from twisted_paxos.core.messages import Chosen, SlotEntry
 from twisted_paxos.core.records import Record, SaveAccepted, SaveChosen
 from twisted_paxos.errors import StorageFull
@@ -63,6 +64,7 @@ class EffectPerformer:
         stored_upto: every slot up to here is chosen, and storage has its chosen value. Only this
             much may be read from storage or noted there: above it an older value may still stand.
         full: the storage has no room at present.
+        syncs: how long writes took, from being given to storage to being durable, in seconds.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class EffectPerformer:
         self.waiting_since_s: float | None = None
         self.stored_upto = stored_upto
         self.full = False
+        self.syncs = Histogram()
         self._chosen_upto = stored_upto
         self._covered_upto = stored_upto
         self._uid = uid
@@ -215,12 +218,17 @@ class EffectPerformer:
         self._unwritten_bytes -= _size_bytes(records) + RECORD_OVERHEAD_BYTES * len(released)
         self._note_stored(self._covered_upto if self._records else self._chosen_upto)
         self.full = False
+        self._observe_sync()
         self.waiting_since_s = None
         if self._records:
             self._write_planned = True
             self._write()
         effects = Effects(sends=merge_accepted(released))
         self.perform(effects)
+
+    def _observe_sync(self) -> None:
+        if self.waiting_since_s is not None:
+            self.syncs.observe(self._clock.seconds() - self.waiting_since_s)
 
     def installed(self, slot: int) -> None:
         """A snapshot in storage stands for everything up to ``slot``."""

@@ -92,6 +92,7 @@ class SocketMessenger:
 
     Attributes:
         sent: datagrams and frames sent, by message type.
+        sent_bytes: their size together.
         failed: datagrams that the system refused.
     """
 
@@ -105,6 +106,7 @@ class SocketMessenger:
         random: Callable[[], float],
     ) -> None:
         self.sent: dict[str, int] = {}
+        self.sent_bytes = 0
         self.failed = 0
         self._reactor = reactor
         self._clock: IReactorTime = reactor
@@ -216,6 +218,7 @@ class SocketMessenger:
                 self._send_frame(peer, data)
         name = type(message).__name__
         self.sent[name] = self.sent.get(name, 0) + count
+        self.sent_bytes += len(data) * count
 
     def _send_datagram(self, peer: _Peer, data: bytes) -> None:
         try:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from twisted_paxos.core.messages import (
     Admit,
+    AskDescent,
     Confirm,
     Confirmed,
+    Descent,
     Forward,
     ForwardReply,
     Heartbeat,
@@ -41,5 +43,7 @@ class MemberProtocol(RoleProtocol):
         Join,
         Joined,
         Admit,
+        AskDescent,
+        Descent,
         Refused,
     )

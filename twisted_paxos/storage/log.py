@@ -21,7 +21,7 @@ from msgspec import Raw
 from twisted_paxos.core.ballot import ProposalID
 from twisted_paxos.core.messages import SlotEntry
 from twisted_paxos.core.records import SaveAccepted, SaveChosen
-from twisted_paxos.errors import StorageDamaged, StorageFull
+from twisted_paxos.errors import StorageDamaged, StorageFull, StorageUnreadable
 from twisted_paxos.storage.disk import IDisk, is_full, reason
 from twisted_paxos.storage.format import (
     ACCEPTED,
@@ -357,7 +357,8 @@ class SegmentedLog:
         Also ends when ``limit_bytes`` of values are passed, after at least one.
 
         Raises:
-            StorageDamaged: a record is not what was written, or cannot be read.
+            StorageDamaged: a record is not what was written.
+            StorageUnreadable: the system cannot read it.
         """
         entries: list[SlotEntry] = []
         size_bytes = 0
@@ -390,8 +391,10 @@ class _Reader:
         segment, offset = divmod(location, SEGMENT_SPAN)
         try:
             start = self._load(segment, offset)
+        except FileNotFoundError:
+            raise self._damaged(segment, offset, "the file is missing") from None
         except OSError as error:
-            raise self._damaged(segment, offset, reason(error)) from error
+            raise StorageUnreadable(f"{self._place(segment, offset)}: {reason(error)}") from error
         parsed = parse_record(self._chunk, start)
         if parsed is None:
             raise self._damaged(segment, offset, f"slot {slot} is not what was written")
@@ -417,7 +420,10 @@ class _Reader:
         return 0
 
     def _damaged(self, segment: int, offset: int, what: str) -> StorageDamaged:
-        return StorageDamaged(f"{self._disk.path}/{segment_name(segment)} at byte {offset}: {what}")
+        return StorageDamaged(f"{self._place(segment, offset)}: {what}")
+
+    def _place(self, segment: int, offset: int) -> str:
+        return f"{self._disk.path}/{segment_name(segment)} at byte {offset}"
 
 
 def create_files(segment_bytes: int) -> dict[str, bytes]:

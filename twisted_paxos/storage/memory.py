@@ -63,9 +63,9 @@ class MemoryBackend:
         self._promised = NO_BALLOT
         self._rule = PromiseRule(NO_BALLOT)
 
-    def recover(self, fresh_incarnation: str, cluster: str, lost: bool = False) -> Recovered:
+    def recover(self, word: str, cluster: str, lost: bool = False) -> Recovered:
         """See `IAcceptorStorage`: always fresh."""
-        identity = Identity(self._uid, fresh_incarnation, cluster, boot=1, lost=lost)
+        identity = Identity(self._uid, word, cluster, lost=lost).started(word)
         return Recovered(identity=identity, fresh=True)
 
     def commit(self, writes: Sequence[Write], chosen_upto: int) -> list[StorageFull | None]:

@@ -27,7 +27,14 @@ from twisted_paxos.core.records import (
     SaveIdentity,
     SavePromise,
 )
-from twisted_paxos.errors import StorageDamaged, StorageError, StorageFailed, StorageForeign, StorageFull
+from twisted_paxos.errors import (
+    StorageDamaged,
+    StorageError,
+    StorageFailed,
+    StorageForeign,
+    StorageFull,
+    StorageUnreadable,
+)
 from twisted_paxos.interfaces import IDiskExecutor, INodeStorage
 from twisted_paxos.storage.disk import reason
 from twisted_paxos.storage.snapshot import ISnapshotBackend, SnapshotReader, Snapshots, SnapshotWriter
@@ -48,7 +55,7 @@ class IStorageBackend(ISnapshotBackend):
     log_bytes: int = Attribute("See `IAcceptorStorage`.")
     wants_upkeep: bool = Attribute("Whether `upkeep` has something to do; read from the reactor's thread.")
 
-    def recover(fresh_incarnation: str, cluster: str, lost: bool) -> Recovered:
+    def recover(word: str, cluster: str, lost: bool) -> Recovered:
         """See `IAcceptorStorage`; holds nothing open when it raises."""
 
     def commit(writes: Sequence[Write], chosen_upto: int) -> list[StorageFull | None]:
@@ -176,9 +183,9 @@ class QueuedStorage:
         """See `IAcceptorStorage`."""
         return self._backend.log_bytes
 
-    def recover(self, fresh_incarnation: str, cluster: str, lost: bool = False) -> Recovered:
+    def recover(self, word: str, cluster: str, lost: bool = False) -> Recovered:
         """See `IAcceptorStorage`."""
-        recovered = self._backend.recover(fresh_incarnation, cluster, lost)
+        recovered = self._backend.recover(word, cluster, lost)
         self._chosen_upto = recovered.chosen_upto
         self._snapshots.newest = self._backend.snapshot
         self._open = True
@@ -210,7 +217,9 @@ class QueuedStorage:
         self._flush()  # the executor works in order, so the read sees what was written before it
         return self._executor.run(
             partial(
-                self._guarded, partial(self._backend.read, from_slot, upto_slot, limit_bytes), StorageDamaged
+                self._guarded,
+                partial(self._backend.read, from_slot, upto_slot, limit_bytes),
+                (StorageDamaged, StorageUnreadable),
             )
         )
 
@@ -240,7 +249,8 @@ class QueuedStorage:
         """Run work of the backend on the executor; what it says of room and damage ends nothing."""
         if not self._open:
             return fail(StorageFailed(f"{self.description} is not open"))
-        return self._executor.run(partial(self._guarded, work, (StorageFull, StorageDamaged)))
+        harmless = (StorageFull, StorageDamaged, StorageUnreadable)
+        return self._executor.run(partial(self._guarded, work, harmless))
 
     def close(self) -> Deferred[None]:
         """See `IAcceptorStorage`."""
@@ -250,11 +260,15 @@ class QueuedStorage:
         self._flush()
         self._snapshots.stop()
         was_open, self._open = self._open, False
-        try:
-            if was_open:
+        failure: BaseException | None = None
+        if was_open:
+            try:
                 await self._executor.run(self._finish)
-        finally:
-            await self._executor.close()
+            except Exception as error:  # raised below: a dropped coroutine may not await in `finally`
+                failure = error
+        await self._executor.close()
+        if failure is not None:
+            raise failure
 
     def _finish(self) -> None:
         try:

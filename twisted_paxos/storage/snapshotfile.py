@@ -21,7 +21,7 @@ from typing import Final, NamedTuple
 from crc32c import crc32c
 from zope.interface import implementer
 
-from twisted_paxos.errors import StorageDamaged, StorageError, StorageFull
+from twisted_paxos.errors import StorageDamaged, StorageError, StorageFull, StorageUnreadable
 from twisted_paxos.storage.disk import IDisk, is_full, reason
 from twisted_paxos.storage.snapshot import ISnapshotSink, SnapshotInfo, cut
 
@@ -109,6 +109,7 @@ def read_contents(disk: IDisk, slot: int) -> Contents:
 
     Raises:
         StorageDamaged: it is missing, cut short or changed; says where.
+        StorageUnreadable: the system cannot read it.
         StorageError: it is of a newer version of the program.
     """
     name = snapshot_name(slot)
@@ -117,7 +118,7 @@ def read_contents(disk: IDisk, slot: int) -> Contents:
     except FileNotFoundError:
         raise StorageDamaged(f"{disk.path}/{name} is missing") from None
     except OSError as error:
-        raise StorageDamaged(f"{disk.path}/{name} cannot be read: {reason(error)}") from error
+        raise StorageUnreadable(f"{disk.path}/{name} cannot be read: {reason(error)}") from error
 
 
 def _read_contents(disk: IDisk, name: str, slot: int) -> Contents:
@@ -155,14 +156,17 @@ def read_piece(disk: IDisk, contents: Contents, number: int) -> bytes:
     """Piece ``number`` of a snapshot, checked.
 
     Raises:
-        StorageDamaged: it is not what was written, or cannot be read; says where.
+        StorageDamaged: it is not what was written; says where.
+        StorageUnreadable: the system cannot read it.
     """
     name = snapshot_name(contents.slot)
     offset, end = contents.offsets[number], contents.offsets[number + 1]
     try:
         data = disk.read_at(name, offset, end - offset)
+    except FileNotFoundError:
+        raise StorageDamaged(f"{disk.path}/{name} is missing") from None
     except OSError as error:
-        raise StorageDamaged(f"{disk.path}/{name} at byte {offset}: {reason(error)}") from error
+        raise StorageUnreadable(f"{disk.path}/{name} at byte {offset}: {reason(error)}") from error
     frame = parse_frame(memoryview(data))
     if frame is None or frame != (PIECE, contents.slot, number, FRAME_BYTES, end - offset):
         raise StorageDamaged(f"{disk.path}/{name} at byte {offset}: piece {number} is not what was written")

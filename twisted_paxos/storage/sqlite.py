@@ -60,6 +60,7 @@ from twisted_paxos.storage.sqliteformat import (
     encode_object,
     entry_row,
     object_crc,
+    read_error,
     read_object_copies,
     scan_rows,
 )
@@ -101,7 +102,7 @@ class SqliteBackend:
         self._serials: dict[str, int] = {}
         self._foreign = ""
 
-    def recover(self, fresh_incarnation: str, cluster: str, lost: bool = False) -> Recovered:
+    def recover(self, word: str, cluster: str, lost: bool = False) -> Recovered:
         """See `IAcceptorStorage`."""
         self.path = os.path.abspath(self.path)
         lock = f"{self.path}.lock"
@@ -114,8 +115,8 @@ class SqliteBackend:
             sync_directory(os.path.dirname(self.path))
             if fresh:
                 lost = lost or os.path.exists(f"{self.path}{ASIDE_SUFFIX}")
-                self._create(Identity(self._uid, fresh_incarnation, cluster, lost=lost))
-            return self._load(cluster, fresh)
+                self._create(Identity(self._uid, word, cluster, lost=lost))
+            return self._load(word, cluster, fresh)
         except (sqlite3.DatabaseError, StorageDamaged) as error:
             self.close()
             if foreign:
@@ -154,7 +155,7 @@ class SqliteBackend:
         sync_directory(os.path.dirname(self.path))
         self._serials.clear()
 
-    def _load(self, cluster: str, fresh: bool) -> Recovered:
+    def _load(self, word: str, cluster: str, fresh: bool) -> Recovered:
         self._connection = connection = _connect(self.path)
         check_header(self.path, connection)
         identity = self._load_object("identity", Identity)
@@ -168,7 +169,7 @@ class SqliteBackend:
         self._tally = self._load_object("tally", Tally)
         entries = self._load_entries(connection)
         self._open_snapshot(connection)
-        identity = replace(identity, boot=identity.boot + 1)
+        identity = identity.started(word)
         with self._transaction() as transaction:
             for name, value in (("identity", identity), ("promise", self._promised), ("tally", self._tally)):
                 self._save(transaction, name, value)
@@ -379,7 +380,7 @@ class SqliteBackend:
                     break
                 found.append(SlotEntry(slot, ProposalID(number, uid), Raw(value)))
         except sqlite3.DatabaseError as error:
-            raise StorageDamaged(f"{self.path}: {error}") from error
+            raise read_error(self.path, error) from error
         if len(found) == 0 and from_slot <= upto_slot and self._index.get(from_slot):
             raise StorageDamaged(f"{self.path}: the row of slot {from_slot} is missing")
         return found

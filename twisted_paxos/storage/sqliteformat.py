@@ -12,7 +12,7 @@ from crc32c import crc32c
 from msgspec import Struct
 
 from twisted_paxos.core.records import SaveAccepted
-from twisted_paxos.errors import StorageDamaged, StorageError
+from twisted_paxos.errors import StorageDamaged, StorageError, StorageUnreadable
 from twisted_paxos.storage.format import ACCEPTED, CHOSEN
 from twisted_paxos.storage.queued import LogRecord
 
@@ -85,6 +85,14 @@ def entry_row(record: LogRecord) -> EntryRow:
     value = bytes(record.value)
     number, uid = record.ballot
     return record.slot, kind, number, uid, value, entry_crc(record.slot, kind, number, uid, value)
+
+
+def read_error(where: str, error: sqlite3.DatabaseError) -> StorageError:
+    """What it means that SQLite cannot read: damage, or only that the system cannot read it now."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR):
+        return StorageDamaged(f"{where}: {error}")
+    return StorageUnreadable(f"{where}: {error}")
 
 
 def check_row(path: str, row: EntryRow) -> None:

@@ -17,6 +17,7 @@ from zope.interface import implementer
 
 from twisted_paxos.errors import StorageDamaged, StorageFull
 from twisted_paxos.storage.snapshot import ISnapshotSink, SnapshotInfo, cut
+from twisted_paxos.storage.sqliteformat import read_error
 
 DELETE_PARTS = 64
 """How many rows of ``snapshot`` one step deletes."""
@@ -50,17 +51,21 @@ def read_piece(path: str, connection: sqlite3.Connection, slot: int, number: int
     """A piece, checked.
 
     Raises:
-        StorageDamaged: it is not what was written, or cannot be read.
+        StorageDamaged: it is not what was written.
+        StorageUnreadable: the system cannot read it.
     """
     query = "SELECT part, parts, data, crc FROM snapshot WHERE slot = ? AND number = ? ORDER BY part"
     where = f"{path}: piece {number} of the snapshot of slot {slot}"
     try:
         rows = connection.execute(query, (slot, number)).fetchall()
+    except sqlite3.DatabaseError as error:
+        raise read_error(where, error) from error
+    try:
         good = bool(rows) and all(
             (part, parts) == (place, len(rows)) and part_crc(slot, number, part, parts, data) == crc
             for place, (part, parts, data, crc) in enumerate(rows)
         )
-    except (sqlite3.DatabaseError, TypeError, struct.error) as error:
+    except (TypeError, struct.error) as error:
         raise StorageDamaged(f"{where}: {error}") from error
     if not good:
         raise StorageDamaged(f"{where} is not what was written")

@@ -126,17 +126,17 @@ class FileBackend:
         self._log: SegmentedLog
         self._foreign = ""
 
-    def recover(self, fresh_incarnation: str, cluster: str, lost: bool = False) -> Recovered:
+    def recover(self, word: str, cluster: str, lost: bool = False) -> Recovered:
         """See `IAcceptorStorage`."""
         try:
             self._disk.open()
-            fresh = not self._disk.exists() and self._format(fresh_incarnation, cluster, lost)
+            fresh = not self._disk.exists() and self._format(word, cluster, lost)
             self._check_ours()
             self._disk.lock()
         except OSError as error:
             raise self._unusable(error) from error
         try:
-            return self._load(cluster, fresh)
+            return self._load(word, cluster, fresh)
         except OSError as error:
             self._disk.close()
             raise self._unusable(error) from error
@@ -144,14 +144,14 @@ class FileBackend:
             self._disk.close()
             raise
 
-    def _format(self, fresh_incarnation: str, cluster: str, lost: bool) -> bool:
+    def _format(self, word: str, cluster: str, lost: bool) -> bool:
         """Make the directory; False when another process was faster.
 
         What was set aside proves that storage was lost here, also when the process that moved it
         died before it could say so.
         """
         lost = lost or bool(self._disk.aside())
-        identity = Identity(self._uid, fresh_incarnation, cluster, lost=lost)
+        identity = Identity(self._uid, word, cluster, lost=lost)
         files = {LOCK_NAME: b""}
         files |= self._identity.initial_files(StoredIdentity(identity, Floor()))
         files |= self._promise.initial_files(StoredPromise(NO_BALLOT, Floor()))
@@ -169,7 +169,7 @@ class FileBackend:
         if not any(name == LOCK_NAME or _OURS.fullmatch(name) for name in self._disk.names()):
             raise StorageError(f"{self._disk.path} is not empty, and nothing in it is a node's: give another")
 
-    def _load(self, cluster: str, fresh: bool) -> Recovered:
+    def _load(self, word: str, cluster: str, fresh: bool) -> Recovered:
         stored = self._identity.load()
         try:
             check_identity(stored.identity, self._uid, cluster, self._disk.path)
@@ -192,7 +192,7 @@ class FileBackend:
         self._promise.save(StoredPromise(promised, self._log.floor))
         self._promised, self._rule = promised, PromiseRule(promised)
         self.log_bytes = self._log.used_bytes
-        identity = replace(stored.identity, boot=stored.identity.boot + 1)
+        identity = stored.identity.started(word)
         self._identity.save(StoredIdentity(identity, self._log.floor))
         self._base_object.save(self._base)
         self._remove_leftovers()

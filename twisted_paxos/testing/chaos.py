@@ -28,7 +28,7 @@ from twisted_paxos.errors import PaxosError
 from twisted_paxos.testing.chaos_cluster import DIRECTORY_PREFIX, ChaosCluster, remove_disks, why_no_own_disk
 from twisted_paxos.testing.chaos_faults import FAULTS, Fault, Scene
 from twisted_paxos.testing.chaos_history import longest_gap_s
-from twisted_paxos.testing.chaos_load import ANY, Writer, stop_all, writers_for
+from twisted_paxos.testing.chaos_load import ANY, Prober, Writer, stop_all, writers_for
 from twisted_paxos.testing.chaos_network import Network, remove_leftovers, why_not
 from twisted_paxos.testing.nodes import poll
 
@@ -53,6 +53,7 @@ class Outcome(Struct):
         before_per_s: the same before it.
         acknowledged: writes acknowledged, all of them found in the log.
         slots: length of the log.
+        reads: linearizable reads, all of them explained by an order of the writes.
         errors: what writers were told last, each text once.
         skipped: why it did not run; empty when it did.
         failed: the promise that was broken, or what did not work; empty when all is well.
@@ -69,6 +70,7 @@ class Outcome(Struct):
     before_per_s: list[float] = field(default_factory=list)
     acknowledged: int = 0
     slots: int = 0
+    reads: int = 0
     errors: list[str] = field(default_factory=list)
     skipped: str = ""
     failed: str = ""
@@ -105,16 +107,22 @@ class Chaos:
             cluster.mount()
             cluster.start()
             await cluster.wait_ready()
-            for number in range(1, self._times + 1):
+            times = min(self._times, fault.times_max)
+            for number in range(1, times + 1):
                 await self._repeat(fault, cluster, outcome)
-                self._report(f"{fault.title}, {number} of {self._times}: {_last(outcome)}")
+                self._report(f"{fault.title}, {number} of {times}: {_last(outcome)}")
         except PaxosError as error:
             outcome.failed = str(error)
             self._report(f"{fault.title}: FAILED: {error}")
         finally:
             await self._network.set()
             await cluster.close()
-        outcome.acknowledged, outcome.slots = cluster.history.acknowledged, cluster.history.read_upto
+        history = cluster.history
+        outcome.acknowledged, outcome.slots, outcome.reads = (
+            history.acknowledged,
+            history.read_upto,
+            history.reads,
+        )
         return outcome
 
     def _why_skip(self, fault: Fault) -> str:
@@ -126,13 +134,18 @@ class Chaos:
         leader = (await cluster.leader()).uid
         scene = Scene(self._reactor, cluster, leader)
         writers = self._writers(fault, scene)
-        for writer in writers:
-            writer.start()
+        key = f"probed-{len(outcome.gap_s)}"
+        history = cluster.history
+        probers = [Prober(self._reactor, node.endpoint, key, history) for node in cluster.nodes.values()]
+        if fault.loss_percent:
+            probers = []  # it is a measurement, of one client
+        for worker in (*writers, *probers):
+            worker.start()
         try:
             await self._all_write(cluster, writers)
             moments = await self._inflict(fault, scene)
         finally:
-            await stop_all(writers)
+            await stop_all([*writers, *probers])
         self._measure(fault, cluster, moments, outcome)
         told = {str(writer.last_error) for writer in writers if writer.last_error is not None}
         outcome.errors = sorted({*outcome.errors, *told})

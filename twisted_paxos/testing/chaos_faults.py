@@ -57,6 +57,7 @@ class Fault(NamedTuple):
         loss_percent: it is a measurement of throughput under so much loss.
         goal_s: median and worst that are to be reached.
         value_bytes: size of the values written meanwhile.
+        times_max: how often it is inflicted at most, because it takes long.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Fault(NamedTuple):
     loss_percent: int = 0
     goal_s: tuple[float, float] | None = None
     value_bytes: int = 0
+    times_max: int = 1_000
 
 
 async def _killed(scene: Scene) -> Heal:
@@ -231,6 +233,7 @@ PARTIAL_GOAL_S: Final = (2.0, 2.0)
 FAULTS: Final = (
     Fault("kill", "leader killed (-9)", _killed, "1.5 / 5.3 s", goal_s=LEADER_GOAL_S),
     Fault("stop", "leader stopped (SIGSTOP)", _stopped, "1.4 s", goal_s=LEADER_GOAL_S),
+    Fault("stop-minute", "leader stopped for a minute", _stopped, lasts_s=60.0, times_max=2),
     Fault("isolate", "leader isolated", _cut(_isolation), "1.5 / 2.7 s, healed 1.3 s", goal_s=LEADER_GOAL_S),
     Fault("unheard", "leader unheard (one-way cut)", _cut(_unheard), "1.4 / 2.7 s, healed 3 s"),
     Fault("deaf", "leader deaf (one-way cut)", _cut(_deaf), "1.4 / 2.7 s, healed 3 s"),

@@ -2,7 +2,8 @@
 
 The checks: every acknowledged write is in the log where its result said; none is there twice;
 nothing is there that nobody proposed; and if one write was acknowledged before another began,
-it is before it in the log (real-time order: writes are linearizable).
+it is before it in the log (real-time order: writes are linearizable). Reads and swaps of a key, at all
+nodes, must have an order that explains what they gave (`linearizability`).
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from itertools import pairwise
 
 from msgspec import Struct
 
-from twisted_paxos.client import SlotEntry, payload_of
+from twisted_paxos.client import SlotEntry, Special, payload_of
 from twisted_paxos.core.messages import decode_value
 from twisted_paxos.errors import PaxosError
+from twisted_paxos.testing.linearizability import Call, find_violation
 
 Place = tuple[int, int]
 """Slot, and place in the slot's batch."""
@@ -46,11 +48,15 @@ class History:
     Attributes:
         writes: by value; each value is written once.
         read_upto: the log is known up to this slot.
+        calls: reads and swaps of the key of the present repetition.
+        reads: how many linearizable reads were explained so far.
     """
 
     def __init__(self) -> None:
         self.writes: dict[str, Write] = {}
         self.read_upto = 0
+        self.calls: list[Call] = []
+        self.reads = 0
         self._found: dict[str, Place] = {}
         self._seen: set[tuple[str, int]] = set()
 
@@ -69,7 +75,9 @@ class History:
                 # A repetition has the same key; it is in the log and was not applied again.
                 if command.sequence and key not in self._seen:
                     self._seen.add(key)
-                    self._place(payload_of(command), (entry.slot, index))
+                    value = payload_of(command)
+                    if not isinstance(value, Special):
+                        self._place(value, (entry.slot, index))
 
     def _place(self, value: object, place: Place) -> None:
         if not isinstance(value, str) or value not in self.writes:
@@ -90,6 +98,14 @@ class History:
                     f"{value[:80]!r} was acknowledged at {write.place}, and is at {self._found.get(value)}"
                 )
         self._check_order()
+        self._check_calls()
+
+    def _check_calls(self) -> None:
+        violation = find_violation(self.calls)
+        if violation:
+            raise ChaosFailed(f"not linearizable: {violation}")
+        self.reads += sum(call.gave is not None and not call.writes for call in self.calls)
+        self.calls.clear()
 
     def _check_order(self) -> None:
         """No write may be before one that was acknowledged when it began."""

@@ -14,7 +14,8 @@ from twisted.logger import ILogObserver, LogLevel, formatEvent, globalLogPublish
 from zope.interface import implementer
 
 from twisted_paxos.core.ballot import NO_BALLOT, ProposalID
-from twisted_paxos.core.messages import Accepted, Command, Entry, Promise, Sender, SlotEntry, decode_value
+from twisted_paxos.core.log import Log
+from twisted_paxos.core.messages import Command, Entry, Sender, SlotEntry, decode_value
 from twisted_paxos.core.records import (
     Identity,
     Record,
@@ -24,64 +25,19 @@ from twisted_paxos.core.records import (
     SaveIdentity,
     SavePromise,
 )
+from twisted_paxos.testing.checkbase import Check, Disk
 from twisted_paxos.testing.history import Op
 from twisted_paxos.testing.linearizability import find_violation
+from twisted_paxos.testing.rulechecks import (
+    HighestBallotWins,
+    OnlyStoredIsChosen,
+    ReadsConfirmed,
+    SnapshotKeepsVotes,
+)
 from twisted_paxos.testing.witness import Violation, Witness, show
 
 STATE_EVERY_SLOTS = 8
 """States are compared after every so many slots, and at the end."""
-
-
-class Disk:
-    """What one node certainly has on its disk: what it was told is durable.
-
-    Attributes:
-        incarnation: the last one that was started with it.
-        promised, stored: its promise, and slot -> (learnt, not accepted; entry).
-        highest: the highest slot ever stored.
-        older_copy: it was put back to an older state since the last start.
-        is_older: it was put back to an older state in this incarnation.
-        damaged: it was damaged in this incarnation.
-    """
-
-    def __init__(self) -> None:
-        self.incarnation = ""
-        self.promised = NO_BALLOT
-        self.stored: dict[int, tuple[bool, Entry]] = {}
-        self.highest = 0
-        self.older_copy = False
-        self.is_older = False
-        self.damaged = False
-
-
-class Check:
-    """One check; every method is told of one kind of event, in the order of simulated time."""
-
-    name = ""
-
-    def recovered(self, life: Sender, disk: Disk, recovered: Recovered) -> None:
-        """A node has opened its storage; ``disk`` is what it must hold at least."""
-
-    def written(self, life: Sender, records: Sequence[Record]) -> None:
-        """Records became durable."""
-
-    def stored_read(self, uid: str, entries: Sequence[SlotEntry]) -> None:
-        """Storage gave these entries as chosen."""
-
-    def chosen(self, uid: str, entries: Sequence[SlotEntry]) -> None:
-        """A node learnt that these slots are chosen, and will apply them."""
-
-    def applied(self, life: Sender, slot: int, commands: Sequence[Command], state: Any) -> None:
-        """A node applied a slot; ``commands`` had an effect, ``state`` is what came of it."""
-
-    def sent(self, life: Sender, disk: Disk, message: Any) -> None:
-        """A node sends a message."""
-
-    def delivered(self, life: Sender, message: Any) -> None:
-        """A node takes a message."""
-
-    def finish(self, ops: Sequence[Op]) -> None:
-        """The run is over; these are the clients' operations."""
 
 
 class Rules(Check):
@@ -173,7 +129,7 @@ class PromiseOnlyGrows(Check):
         self._promised[life.uid] = recovered.promised
 
     def written(self, life: Sender, records: Sequence[Record]) -> None:
-        """Compare with the one before; a vote above the promise is a promise that was not saved."""
+        """Compare with the one before; a vote is at the ballot promised last."""
         uid = life.uid
         for record in records:
             promised = self._promised.get(uid, NO_BALLOT)
@@ -181,8 +137,8 @@ class PromiseOnlyGrows(Check):
                 if record.ballot < promised:
                     raise Violation(f"{uid} saves promise {record.ballot} after {promised}")
                 self._promised[uid] = record.ballot
-            elif isinstance(record, SaveAccepted) and record.ballot > promised:
-                raise Violation(f"{uid} accepts at {record.ballot} above its promise {promised}")
+            elif isinstance(record, SaveAccepted) and record.ballot != promised:
+                raise Violation(f"rule 4: {uid} accepts at {record.ballot}, its promise is {promised}")
 
 
 class SameState(Check):
@@ -241,12 +197,13 @@ class ExactlyOnce(Check):
         self._seen[life.uid] = (life, slot)
         for command in commands:
             key = (command.client, command.sequence)
-            if self._slots.setdefault(key, slot) != slot:
-                raise Violation(
-                    f"{show(life)}: command {key} has its effect in slots {self._slots[key]} and {slot}"
-                )
-            if not self._sent(command):
-                raise Violation(f"{show(life)}: nobody sent the command {command}")
+            known = self._slots.get(key)
+            if known is None:
+                self._slots[key] = slot
+                if not self._sent(command):
+                    raise Violation(f"{show(life)}: nobody sent the command {command}")
+            elif known != slot:
+                raise Violation(f"{show(life)}: command {key} has its effect in slots {known} and {slot}")
 
 
 class Acknowledged(Check):
@@ -323,11 +280,13 @@ class Checks:
         uids: all nodes.
         sent: says whether a client sent a command.
         may_stop: says whether a fault allows a node to stop by itself.
+        more: further checks; they come last.
 
     Attributes:
         violation: the first (check, what) that must not be; None while all is well.
         witness: knows what is truly chosen.
         disks: by id.
+        older_copies: starts that nobody may listen to.
     """
 
     def __init__(
@@ -336,12 +295,13 @@ class Checks:
         uids: Iterable[str],
         sent: Callable[[Command], bool],
         may_stop: Callable[[str], bool],
+        more: Sequence[Check] = (),
     ) -> None:
         self.violation: tuple[str, str] | None = None
         self.witness = Witness(voters)
         self.disks = {uid: Disk() for uid in uids}
         self._may_stop = may_stop
-        self._older_copies: set[Sender] = set()
+        self.older_copies: set[Sender] = set()
         self._same_state = SameState()
         self._checks: tuple[Check, ...] = (
             Rules(self.witness),
@@ -350,11 +310,16 @@ class Checks:
             PromiseOnlyGrows(),
             self._same_state,
             ExactlyOnce(sent),
+            OnlyStoredIsChosen(self.witness),
+            SnapshotKeepsVotes(),
+            HighestBallotWins(self.witness),
+            ReadsConfirmed(self.witness),
             Acknowledged(self.witness),
             RealTime(),
             Linearizable(),
+            *more,
         )
-        events = ("recovered", "written", "stored_read", "chosen", "applied", "sent", "delivered", "finish")
+        events = [name for name, what in vars(Check).items() if callable(what) and name[0] != "_"]
         self._listeners = {
             event: [
                 (check.name, getattr(check, event))
@@ -387,7 +352,7 @@ class Checks:
         if recovered.identity.incarnation != disk.incarnation:
             disk.stored, disk.incarnation = {}, recovered.identity.incarnation
             disk.damaged = disk.is_older = disk.older_copy = False
-        disk.promised = recovered.promised
+        disk.promised, disk.noted_upto = recovered.promised, recovered.chosen_upto
         kept = {s: had for s, had in disk.stored.items() if s <= recovered.chosen_upto}
         for slot, entry in recovered.entries.items():
             learnt, known = disk.stored.get(slot, (False, None))
@@ -408,6 +373,26 @@ class Checks:
                 disk.highest = max(disk.highest, record.slot)
         self._tell("written", life, records)
 
+    def noted(self, life: Sender, upto: int, snapshot_slot: int) -> None:
+        """A node notes how far slots are chosen; its newest snapshot is of ``snapshot_slot``."""
+        disk = self.disks[life.uid]
+        if life.incarnation == disk.incarnation:
+            self._tell("noted", life, disk, upto, snapshot_slot)
+
+    def asked(self, life: Sender, upto: int, snapshot_slot: int) -> None:
+        """A node asks storage for chosen slots."""
+        disk = self.disks[life.uid]
+        if life.incarnation == disk.incarnation:
+            self._tell("asked", life, disk, upto, snapshot_slot)
+
+    def installed(self, life: Sender, slot: int, log: Log) -> None:
+        """A node took a snapshot for all up to ``slot``."""
+        self._tell("installed", life, self.disks[life.uid], slot, log)
+
+    def took(self, life: Sender, sender: Sender, message: Any) -> None:
+        """A node takes one of `TAKEN`."""
+        self._tell("took", life, sender, message)
+
     def stored_read(self, uid: str, entries: Sequence[SlotEntry]) -> None:
         """Storage gave chosen entries."""
         self._tell("stored_read", uid, entries)
@@ -418,12 +403,11 @@ class Checks:
         if disk.older_copy:
             disk.older_copy, disk.is_older = False, True
         if disk.is_older:
-            self._older_copies.add(life)
+            self.older_copies.add(life)
 
-    def admitted(self, life: Sender, sender: Sender, message: Any) -> None:
-        """A node listens to this start of another: not to one whose storage is an older copy."""
-        heard = sender.uid != life.uid and isinstance(message, (Promise, Accepted))
-        if heard and sender in self._older_copies:
+    def admitted(self, life: Sender, sender: Sender) -> None:
+        """A node listens to this start of a member: not to one whose storage is an older copy."""
+        if sender.uid != life.uid and sender in self.older_copies:
             self.report("old copy", f"{show(life)} hears {show(sender)}, whose storage is an older copy")
 
     def chosen(self, uid: str, entries: Sequence[SlotEntry]) -> None:

@@ -7,8 +7,8 @@ event to event, so that whatever a call schedules is counted from its own moment
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable, Iterable
+from heapq import heappop, heappush
 from typing import Any, Final, Protocol
 
 from twisted.internet.error import AlreadyCalled, AlreadyCancelled
@@ -20,6 +20,10 @@ SAME_MOMENT_MAX_EVENTS: Final = 1_000_000
 
 _CALLED: Final = -1
 _CANCELLED: Final = -2
+
+
+class EndlessLoop(RuntimeError):
+    """Event after event, and time does not move on."""
 
 
 class CallOwner(Protocol):
@@ -134,44 +138,52 @@ class SimulatedClock:
     ) -> int:
         """The cheap way to schedule ``func(*args)``, without a handle; returns its serial number."""
         self._serial = serial = self._serial + 1
-        heapq.heappush(self._heap, (due_s, serial, func, args, call))
+        heappush(self._heap, (due_s, serial, func, args, call))
         return serial
 
     def push_call(self, call: SimulatedCall) -> int:
         """See `CallOwner`."""
         return self.push(call.due_s, call.run, (), call)
 
-    def step(self, until_s: float = float("inf")) -> bool:
-        """Run the next event that is due by ``until_s``; False if there is none."""
-        heap = self._heap
-        while heap and heap[0][0] <= until_s:
-            due_s, serial, func, args, call = heapq.heappop(heap)
-            if call is not None and call.serial != serial:
-                continue
-            if due_s > self.now_s:
-                self.now_s = due_s
+    def run_while(
+        self, going: Callable[[], bool], until_s: float, same_moment_max: int | None = None
+    ) -> bool:
+        """Run events that are due by ``until_s`` while ``going()``, which is asked before each.
+
+        Args:
+            same_moment_max: so many events may run without time moving on; by default
+                `SAME_MOMENT_MAX_EVENTS`.
+
+        Returns:
+            False when no event that is due by then is left; time is ``until_s`` then.
+
+        Raises:
+            EndlessLoop: time does not move on.
+        """
+        most = SAME_MOMENT_MAX_EVENTS if same_moment_max is None else same_moment_max
+        heap, count = self._heap, 0
+        while going():
+            while heap and ((call := heap[0][4]) is not None and call.serial != heap[0][1]):
+                heappop(heap)
+            if not heap or heap[0][0] > until_s:
+                self.now_s = until_s
+                return False
+            event = heappop(heap)
+            if event[0] > self.now_s:
+                self.now_s, count = event[0], 0
+            elif (count := count + 1) > most:
+                raise EndlessLoop(f"more than {most} events at {self.now_s} s: an endless loop")
             self.events += 1
-            func(*args)
-            return True
-        return False
+            event[2](*event[3])
+        return True
 
     def advance(self, amount: float) -> None:
         """Let ``amount`` seconds pass, running everything that becomes due.
 
         Raises:
-            RuntimeError: a million events ran without time moving on.
+            EndlessLoop: a million events ran without time moving on.
         """
-        until_s = self.now_s + amount
-        moment_s, count = self.now_s, 0
-        while self.step(until_s):
-            count += 1
-            if self.now_s != moment_s:
-                moment_s, count = self.now_s, 0
-            elif count > SAME_MOMENT_MAX_EVENTS:
-                raise RuntimeError(
-                    f"more than {SAME_MOMENT_MAX_EVENTS} events at {self.now_s} s: an endless loop"
-                )
-        self.now_s = until_s
+        self.run_while(lambda: True, self.now_s + amount)
 
     def pump(self, timings: Iterable[float]) -> None:
         """Advance by each of ``timings``, in seconds."""
@@ -180,9 +192,4 @@ class SimulatedClock:
 
     def run_until(self, condition: Callable[[], bool], timeout_s: float) -> bool:
         """Run until ``condition()`` holds, asked after each event; False if it does not by then."""
-        until_s = self.now_s + timeout_s
-        while not condition():
-            if not self.step(until_s):
-                self.now_s = until_s
-                return condition()
-        return True
+        return self.run_while(lambda: not condition(), self.now_s + timeout_s) or condition()

@@ -12,6 +12,7 @@ from twisted_paxos.core import limits
 from twisted_paxos.core.ballot import ProposalID
 from twisted_paxos.core.messages import Command, SlotEntry, encode_value
 from twisted_paxos.errors import ValueTooLarge
+from twisted_paxos.figures import NodeFigures
 from twisted_paxos.interfaces import INode, IResultSink
 from twisted_paxos.statemachine.commands import OPEN_SESSION, Context, NodeStatus, Result
 from twisted_paxos.statemachine.kv import KeyValueStore
@@ -138,6 +139,10 @@ class FakeNode:
         """See `INode.forget`."""
         self.forgotten.append(sink)
         self.held = [(commands, other) for commands, other in self.held if other is not sink]
+
+    def figures(self) -> NodeFigures:
+        """See `INode.figures`."""
+        return NodeFigures(status=self.status(), voters=("A", "B", "C"), store=self.machine.status())
 
     def status(self) -> NodeStatus:
         """See `INode.status`."""

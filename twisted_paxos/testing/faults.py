@@ -12,6 +12,7 @@ check finds is a fault of the program:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from random import Random
 from typing import Any, Final
@@ -33,6 +34,12 @@ FAR_S: Final = 0.000_3
 
 USURP_S: Final = 0.6
 """About how long a usurped leader is cut off: long enough for the next one to begin."""
+
+UNHEARD_STARTS_MAX: Final = 20
+"""An old copy is started at most so often before anybody hears of it."""
+
+CLOCK_RATES: Final = (0.5, 0.9, 0.99, 1.01, 1.1, 2.0)
+"""How fast a node's clock may run."""
 
 COPIES_MAX: Final = 4
 """Old copies of a directory that are kept."""
@@ -64,10 +71,12 @@ class Injector:
         tell: told a line for each thing that happens.
         highest_stored: gives the highest slot that a node ever stored.
         damaged: told the id of a node and the kind of damage that its disk took.
+        clock_rates: how fast the clocks of nodes may run.
 
     Attributes:
         nodes: what is wrong with each.
         healed: no fault begins any more.
+        jumps_s: when a clock jumped.
     """
 
     def __init__(
@@ -77,11 +86,14 @@ class Injector:
         tell: Callable[[str], None],
         highest_stored: Callable[[str], int],
         damaged: Callable[[str, str], None],
+        clock_rates: Sequence[float] = CLOCK_RATES,
     ) -> None:
         self.cluster = cluster
         self.schedule = schedule
         self.nodes = {uid: NodeFaults() for uid in cluster.nodes}
         self.healed = False
+        self.jumps_s: list[float] = []
+        self._clock_rates = clock_rates
         self._tell = tell
         self._highest_stored = highest_stored
         self._damaged = damaged
@@ -238,7 +250,7 @@ class Injector:
         """From its next start on, a node's clock runs fast or slow and shows another time."""
         node = self._pick(random)
         if node is not None:
-            node.clock_rate = random.choice((0.5, 0.9, 0.99, 1.01, 1.1, 2.0))
+            node.clock_rate = random.choice(self._clock_rates)
             node.clock_offset_s = random.uniform(0.0, 1e6)
             self._crash(node, False, min(fault.seconds, 0.5))
 
@@ -248,6 +260,7 @@ class Injector:
         if node is not None and node.reactor is not None:
             self._tell(f"{node.uid}: its clock jumps by {fault.amount * 10:.3f} s")
             node.reactor.jump(fault.amount * 10)
+            self.jumps_s.append(self.cluster.clock.now_s)
 
     # -- crashes between two effects
 
@@ -355,6 +368,8 @@ class Injector:
             self._tell(f"usurp: {victim} reaches {reached} only")
             self._cut(pairs)
             self._later(random.uniform(0.5, 1.5) * USURP_S, self._join, pairs)
+            if random.random() < 0.5:
+                self._slow_down(random.choice(list(self.cluster.nodes.values())), random)
         if self.cluster.clock.now_s < until_s:
             self._later(random.uniform(0.2, 1.2) * USURP_S, self._usurp_on, random, until_s)
 
@@ -377,6 +392,11 @@ class Injector:
             self._tell(f"{node.uid}: slow disk")
             self._set_sync_s(node, fault.amount**3)
             self._later(fault.seconds, self._set_sync_s, node, self.schedule.sizes.sync_s)
+
+    def _slow_down(self, node: SimulatedNode, random: Random) -> None:
+        """For a while, what this node decides is long under way to its disk."""
+        self._set_sync_s(node, random.uniform(0.05, USURP_S))
+        self._later(2 * USURP_S, self._set_sync_s, node, self.schedule.sizes.sync_s)
 
     def _set_sync_s(self, node: SimulatedNode, sync_s: float) -> None:
         node.sync_s = sync_s
@@ -474,11 +494,29 @@ class Injector:
         peers = [uid for uid in self.cluster.voters if uid != node.uid]
         if now is None or not all(self._has_recorded(peer, *now) for peer in peers):
             return ""
-        old = [copy for life, start, copy in self.nodes[node.uid].copies if life == now[0] and start < now[1]]
+        copies = self.nodes[node.uid].copies
+        old = [(start, copy) for life, start, copy in copies if life == now[0] and start < now[1]]
         if not old:
             return ""
-        node.disk.restore(random.choice(old))
-        return "an old copy of its directory is put back"
+        start, copy = random.choice(old)
+        node.disk.restore(copy)
+        if random.random() < 0.5:
+            return "an old copy of its directory is put back"
+        self._damaged(node.uid, "old_copy")  # before any start of it is looked at
+        starts = min(now[1] - start + random.randrange(2), UNHEARD_STARTS_MAX)
+        self._start_unheard(node, starts)
+        return f"an old copy of its directory is put back, and started {starts} times unheard"
+
+    def _start_unheard(self, node: SimulatedNode, times: int) -> None:
+        """Start and kill it, while nothing that it sends arrives: it counts its starts all the same."""
+        others = [other.host for other in self.cluster.nodes.values() if other is not node]
+        pairs = [(node.host, host) for host in others]
+        self._cut(pairs)
+        for _ in range(times):
+            with suppress(PaxosError):
+                node.start()
+            node.crash()
+        self._join(pairs)
 
     def _has_recorded(self, uid: str, incarnation: str, boot: int) -> bool:
         node = self.cluster.nodes[uid].node

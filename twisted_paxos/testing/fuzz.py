@@ -29,8 +29,10 @@ from twisted_paxos.core.ballot import ProposalID
 from twisted_paxos.core.messages import (
     Accept,
     Accepted,
+    AskDescent,
     Chosen,
     Command,
+    Descent,
     Fetch,
     Forward,
     ForwardReply,
@@ -99,6 +101,8 @@ def sample_messages() -> list[Message]:
         ForwardReply(1, True),
         Join(1),
         Joined(1, False, {"A": "0", "B": "1"}),
+        AskDescent("0"),
+        Descent("0", True, ballot, 0),
         Refused("0", 0, "0", "fuzz"),
     ]
 

@@ -5,7 +5,8 @@ for Linearizability" (2017): a set of linearized calls with the state that they 
 
 The register knows two operations: a read gives its value; a swap writes a value, unique in the
 history, and gives the value that it replaced. A call of unknown outcome has no end: it may take effect at any
-time after its start, or never, and gives nothing.
+time after its start, or never, and gives nothing. A compare-and-swap is, by what came of it, a swap or a
+read; of unknown outcome, a swap that needs a certain value.
 """
 
 from __future__ import annotations
@@ -24,12 +25,14 @@ class Call(NamedTuple):
         start_s, end_s: from when to when; the end is infinity when the outcome is unknown.
         writes: the value that it writes; empty for a read.
         gave: the value that it read or replaced; None when that is unknown.
+        needs: of an unknown outcome: it has no effect unless this is the value; None: any will do.
     """
 
     start_s: float
     end_s: float
     writes: str
     gave: str | None
+    needs: str | None = None
 
     def __str__(self) -> str:
         what = f"swap({self.writes})" if self.writes else "read"
@@ -97,6 +100,8 @@ class _Search:
                 break
             ends_s = min(ends_s, call.end_s)
             if call.gave is None:
+                if call.needs is not None and call.needs != state:
+                    continue
                 unknown.append((taken | 1 << number, call.writes))
             elif call.gave == state:
                 known.append((taken | 1 << number, call.writes or state))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from random import Random
 from typing import Final
@@ -11,6 +10,9 @@ HISTORY_MAX_DATAGRAMS: Final = 256
 """How many past datagrams a link keeps for replay, while it replays."""
 
 Address = tuple[str, int]
+
+Arrival = tuple[float, tuple[bytes, Address, Address]]
+"""When something arrives, and (datagram, address that it was sent to, address of the sender)."""
 
 
 @dataclass(kw_only=True)
@@ -82,29 +84,35 @@ class Link(Faults):
 
     def arrivals(
         self, now_s: float, data: bytes, to: Address, sender: Address, random: Random
-    ) -> Iterator[tuple[float, bytes, Address, Address]]:
+    ) -> list[Arrival]:
         """What arrives of one datagram, and when: nothing, it, more than it."""
         self.sent += 1
         if self.is_cut:
             self.drop("cut")
-        elif len(data) > self.datagram_max_bytes:
+            return []
+        if len(data) > self.datagram_max_bytes:
             self.drop("oversize")
-        elif self.loss and random.random() < self.loss:
+            return []
+        if self.loss and random.random() < self.loss:
             self.drop("loss")
-        else:
-            yield self._arrival_s(now_s, random), self._damaged(data, random), to, sender
-            if self.duplicate and random.random() < self.duplicate:
-                yield self._arrival_s(now_s, random), self._damaged(data, random), to, sender
-            if self.replay:
-                yield from self._replayed(now_s, random)
-                self._remember(data, to, sender, random)
+            return []
+        arriving = [(self._arrival_s(now_s, random), (self._damaged(data, random), to, sender))]
+        if self.duplicate and random.random() < self.duplicate:
+            arriving.append((self._arrival_s(now_s, random), (self._damaged(data, random), to, sender)))
+        if self.replay:
+            if self._history and random.random() < self.replay:
+                arriving.append((now_s + self.delay_s(random), random.choice(self._history)))
+            self._remember(data, to, sender, random)
+        return arriving
 
     def _arrival_s(self, now_s: float, random: Random) -> float:
         due_s = now_s + self.delay_s(random)
         if self.reorder and random.random() < self.reorder:
             return due_s + random.random() * self.reorder_delay_s
         # Without reordering the link is a queue, however the delays fall.
-        self._last_arrival_s = due_s = max(due_s, self._last_arrival_s)
+        if due_s < self._last_arrival_s:
+            return self._last_arrival_s
+        self._last_arrival_s = due_s
         return due_s
 
     def _damaged(self, data: bytes, random: Random) -> bytes:
@@ -113,10 +121,6 @@ class Link(Faults):
         changed = bytearray(data)
         changed[random.randrange(len(changed))] ^= 1 << random.randrange(8)
         return bytes(changed)
-
-    def _replayed(self, now_s: float, random: Random) -> Iterator[tuple[float, bytes, Address, Address]]:
-        if self._history and random.random() < self.replay:
-            yield now_s + self.delay_s(random), *random.choice(self._history)
 
     def _remember(self, data: bytes, to: Address, sender: Address, random: Random) -> None:
         """Keep a sample of all that passed: old ones hurt most, so they must not be pushed out."""

@@ -19,7 +19,7 @@ import click
 from rich.console import Console
 
 from twisted_paxos.errors import ConfigError
-from twisted_paxos.testing import core_bugs, node_bugs
+from twisted_paxos.testing import core_bugs, kv_bugs, kv_watch_bugs, node_bugs
 from twisted_paxos.testing.planting import MUTANTS
 from twisted_paxos.testing.seeds import Wish, run_all, run_seed, workers
 
@@ -28,7 +28,7 @@ __all__ = ["MUTANTS", "Fate", "hunt", "planted", "table"]
 SEEDS_MAX: Final = 500
 """How many seeds a mutant may survive."""
 
-_REGISTERED = (core_bugs, node_bugs)
+_REGISTERED = (core_bugs, node_bugs, kv_bugs, kv_watch_bugs)
 
 
 @contextmanager
@@ -57,9 +57,10 @@ class Fate(NamedTuple):
 
 def hunt(name: str, seeds_max: int = SEEDS_MAX) -> Fate:
     """Run seeds with the mutant until one fails that does not fail without it."""
+    load = MUTANTS[name].load
     for seed in range(seeds_max):
-        outcome = run_seed(Wish(seed, mutant=name, minimised=False)).outcome
-        if outcome.check and not run_seed(Wish(seed, minimised=False)).outcome.check:
+        outcome = run_seed(Wish(seed, mutant=name, minimised=False, load=load)).outcome
+        if outcome.check and not run_seed(Wish(seed, minimised=False, load=load)).outcome.check:
             return Fate(name, seed + 1, outcome.check, outcome.what)
     return Fate(name, 0, "", "")
 

@@ -160,17 +160,20 @@ class SimulatedNetwork:
 
     def send_datagram(self, source: Address, destination: Address, data: bytes) -> None:
         """Put a datagram on its way."""
-        own_host = source[0]
-        host = network_host(own_host, destination[0])
-        sender = source if host == destination[0] else (destination[0], source[1])
+        own_host, to_host = source[0], destination[0]
+        clock = self.clock
+        host, sender, to = to_host, source, destination
+        if (own_host, to_host) not in self._links:
+            host = network_host(own_host, to_host)
+            sender = source if host == to_host else (to_host, source[1])
+            to = (host, destination[1])
         if self.lets is not None and not self.lets(own_host):
             return
         if self.trace is not None:
-            self.trace(self.clock.now_s, own_host, host, data)
+            self.trace(clock.now_s, own_host, host, data)
         link = self.link(own_host, host)
-        arrivals = link.arrivals(self.clock.now_s, data, (host, destination[1]), sender, self.random)
-        for due_s, payload, to, from_address in arrivals:
-            self.clock.push(due_s, self._arrive, (payload, to, from_address))
+        for due_s, arriving in link.arrivals(clock.now_s, data, to, sender, self.random):
+            clock.push(due_s, self._arrive, arriving)
 
     def _arrive(self, data: bytes, to: Address, sender: Address) -> None:
         process = self._processes.get(to[0])

@@ -277,7 +277,7 @@ class ClusterProcesses:
         for uid, port in zip(uids, ports[len(uids) :], strict=True):
             storage = (storages or {}).get(uid) or f"file:{directory / 'data' / uid}"
             client = f"tcp:{port}:interface=127.0.0.1"
-            arguments = [*peers, "--storage", storage, "--client", client, *options]
+            arguments = [*peers, "--storage", storage, "--client", client, "--http", "none", *options]
             self.nodes[uid] = NodeProcess(reactor, uid, arguments, directory, f"127.0.0.1:{port}")
 
     @property

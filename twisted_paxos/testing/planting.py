@@ -22,23 +22,28 @@ class Mutant(NamedTuple):
         rule: what it breaks, in DESIGN.md.
         what: one line.
         plant: makes the patches.
+        load: what clients do in the runs that should find it.
     """
 
     name: str
     rule: str
     what: str
     plant: Callable[[], Sequence[Patch]]
+    load: str = "registers"
 
 
 MUTANTS: Final[dict[str, Mutant]] = {}
 
 
-def mutant(rule: str) -> Callable[[Callable[[], Sequence[Patch]]], Callable[[], Sequence[Patch]]]:
+Plant: TypeAlias = Callable[[], Sequence[Patch]]
+
+
+def mutant(rule: str, load: str = "registers") -> Callable[[Plant], Plant]:
     """Register a function that makes patches; its docstring says what is wrong then."""
 
-    def register(plant: Callable[[], Sequence[Patch]]) -> Callable[[], Sequence[Patch]]:
+    def register(plant: Plant) -> Plant:
         what = (plant.__doc__ or "").split("\n")[0].rstrip(".")
-        MUTANTS[plant.__name__] = Mutant(plant.__name__, rule, what, plant)
+        MUTANTS[plant.__name__] = Mutant(plant.__name__, rule, what, plant, load)
         return plant
 
     return register

@@ -83,10 +83,11 @@ class UDPPort:
         addr = addr or self._peer
         if addr is None:
             raise ValueError("an address is needed: the port is not connected")
-        network = self.reactor.network
+        reactor = self.reactor
+        network = reactor.network
         if not network.knows(addr[0]) and not is_ip(addr[0]):
             raise InvalidAddressError(addr[0], "write() only accepts IP addresses, not hostnames")
-        if self.connected and not self.reactor.is_dead:
+        if self.connected and not reactor.is_dead:
             network.send_datagram(self._source, addr, bytes(packet))
 
     def arrive(self, data: bytes, sender: Address) -> None:
@@ -107,7 +108,8 @@ class UDPPort:
 
     def _deliver(self, data: bytes, sender: Address) -> None:
         if self.connected and (self._peer is None or sender == self._peer):
-            self.protocol.datagramReceived(data[: self.maxPacketSize], sender)
+            fits = len(data) <= self.maxPacketSize
+            self.protocol.datagramReceived(data if fits else data[: self.maxPacketSize], sender)
 
     def connect(self, host: str, port: int) -> None:
         """Send to, and hear from, this address only.

@@ -74,11 +74,9 @@ class DurableState:
         learnt = (slot for slot, (chosen, _) in self.log.items() if chosen)
         self.chosen_upto = max(self.chosen_upto, max(learnt, default=0))
 
-    def recover(self) -> Recovered:
+    def recover(self, word: str) -> Recovered:
         """As storage would."""
-        boot = self.identity.boot + 1
-        fields = {name: getattr(self.identity, name) for name in self.identity.__struct_fields__}
-        self.identity = Identity(**{**fields, "boot": boot})
+        self.identity = self.identity.started(word)
         entries = {slot: entry for slot, (_, entry) in self.log.items() if slot > self.chosen_upto}
         return Recovered(self.identity, self.promised, self.chosen_upto, entries=entries)
 
@@ -121,8 +119,8 @@ class PureNode:
         cluster.witness.recovered(self.uid, self.disk.chosen_upto, self.disk.log)
         self.applied = [SlotEntry(s, *self.disk.log[s][1]) for s in range(1, self.disk.chosen_upto + 1)]
         settings = ReplicaSettings(self.uid, tuple(cluster.voters))
-        boot_id = f"{cluster.random.getrandbits(32):08x}"
-        self.replica = Replica(settings, self.disk.recover(), boot_id, cluster.random.random, cluster.now_s)
+        recovered = self.disk.recover(f"{cluster.random.getrandbits(32):08x}")
+        self.replica = Replica(settings, recovered, cluster.random.random, cluster.now_s)
         self.tick()
 
     def crash(self) -> None:

@@ -11,15 +11,20 @@ from random import Random
 from typing import Any, Final, NamedTuple
 from unittest import mock
 
+from msgspec import Raw
+
 from twisted_paxos import applier, snapshots
 from twisted_paxos.core import limits
-from twisted_paxos.core.messages import Accept, Chosen, Forward, Promise
+from twisted_paxos.core.messages import Accept, Chosen, Command, Forward, Promise
 from twisted_paxos.node import PersistentPaxosNode
 from twisted_paxos.snapshots import Policy
 from twisted_paxos.testing.checks import Checks, LogWatch
-from twisted_paxos.testing.clock import SAME_MOMENT_MAX_EVENTS
+from twisted_paxos.testing.clock import SAME_MOMENT_MAX_EVENTS, EndlessLoop
 from twisted_paxos.testing.cluster import SimulatedCluster, SimulatedNode
-from twisted_paxos.testing.faults import Injector
+from twisted_paxos.testing.faults import CLOCK_RATES, Injector
+from twisted_paxos.testing.kvload import DRAINED_MAX_S, KV_CLOCK_RATES, UNATTENDED_MAX_S, KvLoad
+from twisted_paxos.testing.kvmachine import patched_kv_sizes
+from twisted_paxos.testing.registers import Registers
 from twisted_paxos.testing.schedule import Schedule
 from twisted_paxos.testing.taps import Taps
 from twisted_paxos.testing.workload import Workload
@@ -32,6 +37,9 @@ SETTLE_MAX_S: Final = 8.0
 
 READ_MAX_S: Final = 5.0
 """So long may a piece of a log take to be read."""
+
+COMPACTION_MAX_S: Final = 1.0
+"""So long may it take between letting go of slots and saying so."""
 
 TRACE_MAX_LINES: Final = 200_000
 """The last lines of a trace that are kept."""
@@ -138,19 +146,35 @@ class Run:
         )
         self.trace = Trace(self.cluster, keep_trace)
         self.workload = Workload(self.cluster, self._random, sizes.value_max_bytes)
-        self.checks = Checks(self.cluster.voters, self.cluster.nodes, self.workload.sent, self._may_stop)
+        self.kv = None if schedule.load == "registers" else KvLoad(self.cluster, schedule.seed, self._report)
+        more = self.kv.checks(self._chosen) if self.kv is not None else ()
+        self.checks = Checks(self.cluster.voters, self.cluster.nodes, self._sent, self._may_stop, more)
         self.injector = Injector(
             self.cluster,
             schedule,
             self.trace.tell,
             lambda uid: self.checks.disks[uid].highest,
             self._damaged,
+            CLOCK_RATES if self.kv is None else KV_CLOCK_RATES,
         )
+        if self.kv is not None:
+            self.kv.history.jumps_s = self.injector.jumps_s
         policy = Policy(sizes.snapshot_slots, sizes.snapshot_log_bytes)
-        self.taps = Taps(self.cluster, self.checks, self.trace.sent, self.injector.applied, policy)
+        machine = Registers if self.kv is None else self.kv.machine
+        self.taps = Taps(self.cluster, self.checks, self.trace.sent, self.injector.applied, policy, machine)
         self.cluster.on_stop.append(self._stopped)
         for node in self.cluster.nodes.values():
             node.sync_s = sizes.sync_s
+
+    def _report(self, check: str, what: str) -> None:
+        self.checks.report(check, what)
+
+    def _chosen(self) -> dict[int, Raw]:
+        witness = self.checks.witness
+        return {slot: witness.chosen[slot] for slot in range(1, witness.chosen_upto + 1)}
+
+    def _sent(self, command: Command) -> bool:
+        return self.workload.sent(command) or (self.kv is not None and self.kv.sent(command))
 
     def _may_stop(self, uid: str) -> bool:
         return bool(self.injector.nodes[uid].excuses)
@@ -170,21 +194,30 @@ class Run:
             stack.enter_context(LogWatch(self.checks.report))
             stack.enter_context(patched_sizes(self.schedule))
             stack.enter_context(self.taps.attached())
+            if self.kv is not None:
+                stack.enter_context(patched_kv_sizes(self.kv.sizes))
+                stack.callback(self.kv.close)
             self._all_phases()
         return self._outcome()
 
     def _all_phases(self) -> None:
         self.injector.arm()
-        self.workload.start()
+        if self.schedule.load != "kv":
+            self.workload.start()
+        if self.kv is not None:
+            self.kv.start()
         if not self._advance(self.schedule.faulty_s):
             return
         self.injector.heal()
+        if self.kv is not None:
+            self.kv.heal()
         self.trace.tell("everything heals")
-        if not self._progresses():
+        if not (self._progresses() and self._winds_down()):
             return
         self._power_loss()
         if self._agree("after the power loss of all nodes"):
             self._read_logs()
+            self._watches_end()
             self.checks.compare_states(
                 (self.taps.lives[uid], node.node.state)
                 for uid, node in self.cluster.nodes.items()
@@ -203,16 +236,13 @@ class Run:
     def _run_until(self, done: Callable[[], bool], until_s: float) -> bool:
         """Let time pass until ``done()``; False when it is not by then, or a check failed."""
         clock, checks = self.cluster.clock, self.checks
-        moment_s, count = clock.now_s, 0
         try:
-            while checks.violation is None and not done():
-                if not clock.step(until_s):
-                    clock.now_s = until_s
-                    return done()
-                count = count + 1 if clock.now_s == moment_s else 0
-                moment_s = clock.now_s
-                if count > SAME_MOMENT_MAX_EVENTS // 10:
-                    checks.report("progress", f"an endless loop at {moment_s} s")
+            if not clock.run_while(
+                lambda: checks.violation is None and not done(), until_s, SAME_MOMENT_MAX_EVENTS // 10
+            ):
+                return done()
+        except EndlessLoop as error:
+            checks.report("progress", str(error))
         except Exception as error:
             checks.report("exception", f"{type(error).__name__}: {error}")
         return checks.violation is None
@@ -226,14 +256,39 @@ class Run:
         before = len(self.workload.ops)
 
         def alive() -> bool:
-            written = any(op.outcome == "done" and not op.is_read for op in self.workload.ops[before:])
+            ops = self.workload.ops[before:]
+            written = any(op.outcome == "done" and not op.is_read for op in ops)
+            if self.kv is not None and self.kv.written(healed_s):
+                written = True
             return written and all(self._votes(uid) for uid in self.cluster.voters)
 
         if not self._run_until(alive, healed_s + HEAL_MAX_S):
             self._no_progress("no write was acknowledged, or not every voter votes")
             return False
         self.workload.running = False
+        if self.kv is not None:
+            self.kv.stop()
         return self._agree("after the faults")
+
+    def _winds_down(self) -> bool:
+        """Leases that nobody keeps alive end, and watches give what is left."""
+        kv, clock = self.kv, self.cluster.clock
+        if kv is None:
+            return True
+        if not self._run_until(lambda: not kv.leases_left(), clock.now_s + UNATTENDED_MAX_S):
+            leases = ", ".join(f"{lease:x}" for lease in kv.leases_left())
+            self.checks.report("kv lease", f"nobody keeps leases {leases} alive, and they are there")
+        return self._watches_end()
+
+    def _watches_end(self) -> bool:
+        """Every watch that goes on has given everything, and nothing more comes."""
+        kv, until_s = self.kv, self.cluster.clock.now_s + DRAINED_MAX_S
+        if kv is None:
+            return True
+        if not self._run_until(lambda: self._settled() and not kv.watches_left(), until_s):
+            left = "; ".join(f"{watching} at {watching.next_revision}" for watching in kv.watches_left())
+            self.checks.report("kv watch", f"not everything is given after {DRAINED_MAX_S} s: {left}")
+        return self.checks.violation is None
 
     def _votes(self, uid: str) -> bool:
         node = self.cluster.nodes[uid].node
@@ -241,18 +296,18 @@ class Run:
 
     def _agree(self, when: str) -> bool:
         """Every node applies the same slots, and no operation is without its outcome."""
-
-        def settled() -> bool:
-            nodes = [node.node for node in self.cluster.nodes.values()]
-            if any(node is None or not node.running for node in nodes):
-                return False
-            applied = {node.applier.applied_upto for node in nodes if node is not None}
-            return applied == {self.checks.witness.chosen_upto} and not self.workload.open_ops()
-
-        if self._run_until(settled, self.cluster.clock.now_s + SETTLE_MAX_S):
+        if self._run_until(self._settled, self.cluster.clock.now_s + SETTLE_MAX_S):
             return True
         self._no_progress(f"not all nodes have applied the same {when}")
         return False
+
+    def _settled(self) -> bool:
+        nodes = [node.node for node in self.cluster.nodes.values()]
+        if any(node is None or not node.running for node in nodes):
+            return False
+        applied = {node.applier.applied_upto for node in nodes if node is not None}
+        waiting = self.workload.open_ops() or (self.kv is not None and self.kv.open_requests())
+        return applied == {self.checks.witness.chosen_upto} and not waiting
 
     def _no_progress(self, what: str) -> None:
         states = []
@@ -292,8 +347,11 @@ class Run:
             self._run_until(lambda: bool(read), self.cluster.clock.now_s + READ_MAX_S)  # noqa: B023
             if not read or not isinstance(read[0], list):
                 return False
-            if not read[0] and slot >= node.replica.log.log_start:
-                return False
+            if not read[0]:
+                # A compaction may be under way: slots go before the node is told so.
+                self._advance(COMPACTION_MAX_S)
+                if slot >= node.replica.log.log_start:
+                    return False
             slot += len(read[0])
         return True
 
@@ -301,8 +359,10 @@ class Run:
         check, what = self.checks.violation or ("", "")
         if check:
             self.trace.tell(f"VIOLATION {check}: {what}")
-        done = [op for op in self.workload.ops if op.outcome == "done"]
-        reads = sum(op.is_read for op in done)
+        done = [op.is_read for op in self.workload.ops if op.outcome == "done"]
+        if self.kv is not None:
+            done += [request.is_read for request in self.kv.history.requests if request.outcome == "done"]
+        reads = sum(done)
         clock = self.cluster.clock
         return Outcome(
             self.schedule.seed,

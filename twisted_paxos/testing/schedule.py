@@ -28,6 +28,9 @@ CLASSES: Final[dict[str, tuple[str, ...]]] = {
 }
 """Classes of faults, and their kinds; ``--faults`` takes both."""
 
+LOADS: Final = ("registers", "kv", "both")
+"""What clients do: small registers, the key-value store with all that it has, or both."""
+
 WEIGHTS: Final = {"damage": 0.5, "disk": 0.7, "network": 1.0, "partition": 1.5, "crash": 1.5, "effect": 1.5}
 """How often a fault is of one class, against 1.0 for the others."""
 
@@ -92,6 +95,7 @@ class Schedule(NamedTuple):
         start_s: when each node starts first.
         faults: in order of time.
         faulty_s: when everything heals, at the latest.
+        load: what clients do, one of `LOADS`.
     """
 
     seed: int
@@ -100,6 +104,7 @@ class Schedule(NamedTuple):
     start_s: tuple[float, ...]
     faults: tuple[Fault, ...]
     faulty_s: float
+    load: str = "registers"
 
 
 def parse_kinds(names: str) -> tuple[str, ...]:
@@ -126,8 +131,17 @@ def all_kinds() -> list[str]:
     return [kind for kinds in CLASSES.values() for kind in kinds]
 
 
+def draw_load(seed: int) -> str:
+    """What the clients of ``seed`` do, unless somebody wants something certain."""
+    return Random(f"load {seed}").choice(("registers", *LOADS))
+
+
 def draw_schedule(
-    seed: int, size: int | None = None, kinds: Iterable[str] | None = None, faulty_s: float = FAULTY_S
+    seed: int,
+    size: int | None = None,
+    kinds: Iterable[str] | None = None,
+    faulty_s: float = FAULTY_S,
+    load: str = "registers",
 ) -> Schedule:
     """The schedule of ``seed``.
 
@@ -135,6 +149,7 @@ def draw_schedule(
         size: number of voters; 3 or 5, from the seed, when None.
         kinds: the kinds of faults that may occur; all when None.
         faulty_s: how long they go on.
+        load: what clients do.
     """
     random = Random(f"schedule {seed}")
     size = size if size is not None else random.choice((3, 3, 5))
@@ -142,7 +157,7 @@ def draw_schedule(
     late = random.random() < 0.3
     start_s = tuple(random.uniform(0.0, 1.0) if late else 0.0 for _ in range(size + sizes.observers))
     faults = draw_faults(random, tuple(all_kinds() if kinds is None else kinds), faulty_s)
-    return Schedule(seed, size, sizes, start_s, faults, faulty_s)
+    return Schedule(seed, size, sizes, start_s, faults, faulty_s, load)
 
 
 def draw_sizes(random: Random) -> Sizes:
@@ -199,7 +214,7 @@ def describe(schedule: Schedule) -> list[str]:
     """Lines for people."""
     sizes: dict[str, Any] = schedule.sizes._asdict()
     unusual = ", ".join(f"{name}={value}" for name, value in sizes.items())
-    lines = [f"seed {schedule.seed}: {schedule.size} voters, {unusual}"]
+    lines = [f"seed {schedule.seed}: {schedule.load}, {schedule.size} voters, {unusual}"]
     lines += [str(fault) for fault in schedule.faults]
     lines.append(f"{schedule.faulty_s:9.4f}  everything heals")
     return lines

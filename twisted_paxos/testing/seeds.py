@@ -15,7 +15,7 @@ from twisted.logger import globalLogBeginner
 from twisted_paxos.errors import ConfigError
 from twisted_paxos.testing.minimise import minimise
 from twisted_paxos.testing.run import Outcome, Run
-from twisted_paxos.testing.schedule import FAULTY_S, Schedule, draw_schedule
+from twisted_paxos.testing.schedule import FAULTY_S, Schedule, draw_load, draw_schedule
 
 SEEDS_MAX: Final = 10_000_000
 AHEAD: Final = 4
@@ -36,6 +36,7 @@ class Wish(NamedTuple):
         trace: keep readable lines.
         mutant: the name of a planted bug, or nothing.
         minimised: cut the schedule down if it fails.
+        load: what clients do; drawn from the seed when empty.
     """
 
     seed: int
@@ -45,6 +46,7 @@ class Wish(NamedTuple):
     trace: bool = False
     mutant: str = ""
     minimised: bool = True
+    load: str = ""
 
 
 class Found(NamedTuple):
@@ -86,7 +88,9 @@ def run_seed(wish: Wish) -> Found:
     from twisted_paxos.testing.mutants import planted
 
     quieten()
-    schedule = draw_schedule(wish.seed, wish.size, wish.kinds, wish.faulty_s)
+    schedule = draw_schedule(
+        wish.seed, wish.size, wish.kinds, wish.faulty_s, wish.load or draw_load(wish.seed)
+    )
     with planted(wish.mutant):
         outcome = Run(schedule, wish.trace).run()
         if not outcome.check or not wish.minimised:

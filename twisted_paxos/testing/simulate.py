@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from time import monotonic
 
 import click
@@ -22,10 +23,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from twisted_paxos.errors import ConfigError
-from twisted_paxos.testing.schedule import FAULTY_S, describe, parse_kinds
+from twisted_paxos.testing.schedule import FAULTY_S, LOADS, describe, parse_kinds
 from twisted_paxos.testing.seeds import Found, Wish, parse_seeds, run_all, run_seed, workers
 
 FAILURES_SHOWN_MAX = 20
+
+LINE_EVERY_S = 20.0
+"""How often a run whose output is no terminal says how far it is."""
 
 
 class Summary:
@@ -85,27 +89,50 @@ def simulate(wishes: Iterable[Wish], jobs: int | None, dask: str, console: Conso
     """
     summary = Summary(console)
     wishes = list(wishes)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("seeds", total=len(wishes))
-        if jobs == 1 and not dask:
-            results: Iterable[Found] = map(run_seed, wishes)
-            for found in results:
-                summary.add(found)
-                progress.advance(task)
-        else:
-            with workers(jobs, dask) as (executor, count):
-                for found in run_all(executor, count, run_seed, wishes):
-                    summary.add(found)
-                    progress.advance(task)
+    with _results(wishes, jobs, dask) as results:
+        for found in watched(results, len(wishes), console):
+            summary.add(found)
     summary.close()
     return summary.failed
+
+
+@contextmanager
+def _results(wishes: Sequence[Wish], jobs: int | None, dask: str) -> Iterator[Iterable[Found]]:
+    if jobs == 1 and not dask:
+        yield map(run_seed, wishes)
+    else:
+        with workers(jobs, dask) as (executor, count):
+            yield run_all(executor, count, run_seed, wishes)
+
+
+def watched(results: Iterable[Found], total: int, console: Console) -> Iterator[Found]:
+    """``results`` as they come: with a bar on a terminal, with a line now and then in a file."""
+    if not console.is_terminal:
+        yield from _with_lines(results, total, console)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("seeds", total=total)
+        for found in results:
+            yield found
+            progress.advance(task)
+
+
+def _with_lines(results: Iterable[Found], total: int, console: Console) -> Iterator[Found]:
+    started_s = told_s = monotonic()
+    for count, found in enumerate(results, 1):
+        yield found
+        now_s = monotonic()
+        if now_s - told_s >= LINE_EVERY_S and count < total:
+            told_s = now_s
+            console.print(f"{count} of {total} seeds in {now_s - started_s:.0f} s", highlight=False)
 
 
 @click.command(help=(__doc__ or "").split("\n\n")[0])
 @click.option("--seeds", default="0-99", show_default=True, help="Seeds, such as 0-999 or 3,5,8-9.")
 @click.option("--nodes", type=click.IntRange(1, 9), help="Voters; 3 or 5, from the seed, unless given.")
 @click.option("--faults", default="all", show_default=True, help="Kinds or classes of faults, or none.")
+@click.option("--load", type=click.Choice(LOADS), help="What clients do; from the seed, unless given.")
 @click.option("--trace", is_flag=True, help="Show all that happened in a run that fails.")
 @click.option("--seconds", type=click.FloatRange(1, 600), default=FAULTY_S, help="How long faults go on.")
 @click.option("--jobs", type=click.IntRange(1), help="Worker processes; as many as there are cores.")
@@ -116,6 +143,7 @@ def main(
     seeds: str,
     nodes: int | None,
     faults: str,
+    load: str | None,
     trace: bool,
     seconds: float,
     jobs: int | None,
@@ -128,7 +156,7 @@ def main(
     try:
         numbers = parse_seeds(seeds)
         kinds = None if faults == "all" else parse_kinds(faults)
-        wishes = (Wish(seed, nodes, kinds, seconds, trace, mutant, not whole) for seed in numbers)
+        wishes = (Wish(seed, nodes, kinds, seconds, trace, mutant, not whole, load or "") for seed in numbers)
         failed = simulate(wishes, jobs or (1 if len(numbers) == 1 else None), dask, console)
     except ConfigError as error:
         raise click.ClickException(str(error)) from None

@@ -46,6 +46,20 @@ def show(life: Sender) -> str:
     return f"{life.incarnation} start {life.boot}"
 
 
+def tells_of(message: Any, uid: str) -> ProposalID:
+    """The highest ballot that this message shows to node ``uid`` as in use."""
+    kind = type(message)
+    if kind is Accepted or kind is Accept or kind is Prepare:
+        return message.ballot
+    if kind is Heartbeat or kind is HeartbeatReply:
+        return message.status.ballot if message.status.leading else NO_BALLOT
+    if kind is Nack and message.ballot.uid == uid:
+        return message.promised
+    if kind is Chosen:
+        return max((entry.ballot for entry in message.entries), default=NO_BALLOT)
+    return NO_BALLOT
+
+
 class Witness:
     """The truth about a run.
 
@@ -134,16 +148,9 @@ class Witness:
 
     def delivered(self, life: Sender, message: Any) -> None:
         """A message reached a node: after a higher ballot it sends nothing more under its own."""
-        ballots = [NO_BALLOT]
-        if isinstance(message, (Prepare, Accept, Accepted)):
-            ballots.append(message.ballot)
-        elif isinstance(message, (Heartbeat, HeartbeatReply)) and message.status.leading:
-            ballots.append(message.status.ballot)
-        elif isinstance(message, Nack) and message.ballot.uid == life.uid:
-            ballots.append(message.promised)
-        elif isinstance(message, Chosen):
-            ballots += [entry.ballot for entry in message.entries]
-        self._seen[life] = max(self._seen.get(life, NO_BALLOT), *ballots)
+        ballot = tells_of(message, life.uid)
+        if ballot > self._seen.get(life, NO_BALLOT):
+            self._seen[life] = ballot
 
     def sent(self, life: Sender, promised: ProposalID, stored: Stored, message: Any) -> None:
         """A node sends ``message`` while its disk holds ``promised`` and ``stored``."""
@@ -164,6 +171,7 @@ class Witness:
         """Rules 1 and 2: durable, and complete."""
         if promised < message.ballot:
             raise Violation(f"rule 1: {show(life)} promises {message.ballot}, its disk has {promised}")
+        self._is_member(life)
         if message.chosen_upto > self.chosen_upto:
             raise Violation(f"rule 3: {show(life)} reports slots up to {message.chosen_upto} as chosen")
         parts = self._parts.setdefault((life, message.promise_id), [])
@@ -198,11 +206,17 @@ class Witness:
         """Rules 1 and 5: durable, exactly these slots at exactly this ballot."""
         if promised < message.ballot:
             raise Violation(f"rule 1: {show(life)} accepted {message.ballot}, its disk has {promised}")
+        self._is_member(life)
         for slot in message.slots:
             if slot not in self.chosen and life.incarnation not in self._votes.get(
                 (slot, message.ballot), ()
             ):
                 raise Violation(f"rule 1: {show(life)} has not stored slot {slot} at {message.ballot}")
+
+    def _is_member(self, life: Sender) -> None:
+        """Rule 5: only who is configured votes: a founder, or whom a Replace named."""
+        if not self.membership.is_member(life):
+            raise Violation(f"rule 5: {show(life)} votes, and is no member")
 
     def _chosen(self, life: Sender, promised: ProposalID, stored: Stored, message: Chosen) -> None:
         """Rule 7: only what is chosen moves."""

@@ -1,0 +1,1 @@
+"""The HTTP port of a node: etcd v3's JSON API, health, metrics and status page."""
