@@ -29,11 +29,12 @@ class Connection:
 
     Args:
         endpoint: ``host:port``.
+        timeout_s: how long it waits for an answer.
     """
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, timeout_s: float = TIMEOUT_S) -> None:
         host, _, port = endpoint.rpartition(":")
-        self._socket = socket.create_connection((host, int(port)), TIMEOUT_S)
+        self._socket = socket.create_connection((host, int(port)), timeout_s)
         self.send(wire.Hello())
         self.receive_kind(wire.Hello)
 
@@ -51,7 +52,7 @@ class Connection:
         """The next answer, whatever it is.
 
         Raises:
-            OSError: none came within `TIMEOUT_S` seconds, or the node closed the connection.
+            OSError: none came in time, or the node closed the connection.
             WireError: it is none.
         """
         return wire.decode_response(self._bytes(int.from_bytes(self._bytes(4), "big")))

@@ -63,7 +63,7 @@ class Probe(threading.Thread):
 
     def run(self) -> None:
         """Until `end`, or the node is gone."""
-        with plain.Connection(self._endpoint) as connection:
+        with plain.Connection(self._endpoint, LONG_S) as connection:
             while not self._ended.wait(PROBE_S):
                 start_s = time.perf_counter()
                 connection.send(wire.GetStatus(1))
