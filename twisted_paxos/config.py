@@ -447,11 +447,14 @@ def _http_port(option: str | None, cluster: Cluster, uid: str, bind: Address) ->
     return _endpoint(text, bind, where, "--http", HTTP_PORT_OFFSET, HTTP_BACKLOG)
 
 
-def _http_urls(cluster: Cluster, uid: str, own_endpoint: str) -> dict[str, str]:
+def _http_urls(option: str | None, cluster: Cluster, uid: str) -> dict[str, str]:
     """Where the HTTP of each node is reached, as far as this one can know."""
+    texts: dict[str, str | None] = dict(cluster.https)
+    if option is not None:
+        texts[uid] = option
     urls = {}
     for name, address in {**cluster.members, **cluster.observers}.items():
-        text = own_endpoint if name == uid and own_endpoint else cluster.https.get(name)
+        text = texts.get(name)
         if text is None or text in NO_HTTP:
             told = str(Address(address.host, min(address.port + HTTP_PORT_OFFSET, 65_535)))
         else:
@@ -522,7 +525,7 @@ def build_config(
         client=endpoint,
         client_told=told,
         http=http_endpoint,
-        http_urls=_http_urls(found, uid, http_endpoint),
+        http_urls=_http_urls(http, found, uid),
         http_allow_hosts=tuple(http_allow_hosts),
         heartbeat_ms=settings.get("heartbeat_ms", HEARTBEAT_MS),
         disk_stall_ms=_check_stall(settings),
