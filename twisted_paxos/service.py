@@ -7,6 +7,7 @@ import resource
 import secrets
 import socket
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -26,6 +27,7 @@ from twisted_paxos.node import PersistentPaxosNode
 from twisted_paxos.protocols.clientport import ClientPort
 from twisted_paxos.snapshots import Policy
 from twisted_paxos.statemachine.kv import KeyValueStore
+from twisted_paxos.statemachine.kvlimits import KvLimits
 from twisted_paxos.statemachine.machine import IStateMachine
 from twisted_paxos.storage.providers import find_provider
 from twisted_paxos.web.gateway import Identity, MemberInfo
@@ -217,19 +219,21 @@ def _http_connections_max() -> int:
 
 
 def build_service(
-    reactor: Any, config: NodeConfig, machine: Callable[[], IStateMachine] = KeyValueStore
+    reactor: Any, config: NodeConfig, machine: Callable[[], IStateMachine] | None = None
 ) -> IService:
     """Everything that one node needs, not yet started; touches no file and no port.
 
     Args:
         reactor: everything runs on it.
         config: the node's.
-        machine: makes an empty state machine of your own; all members of a cluster have the same one.
+        machine: makes an empty state machine of your own, in place of the key-value store; all members
+            of a cluster have the same one.
 
     Raises:
         ConfigError: the storage cannot be understood.
     """
     provider, location = find_provider(config.storage)
+    machine = machine or partial(KeyValueStore, KvLimits(**config.store))
     return NodeService(
         reactor,
         config,
