@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from twisted_paxos.addresses import Address, parse_address, server_endpoint, tol
 from twisted_paxos.config import NodeConfig, build_config, fingerprint
 from twisted_paxos.core import limits
 from twisted_paxos.errors import ConfigError
+from twisted_paxos.service import build_service
+from twisted_paxos.statemachine.kvlimits import KvLimits
 
 FINGERPRINT_ABC = "d5d16ca3dd5b3734"
 PEERS = ("A=10.0.0.1:7000", "B=10.0.0.2:7000", "C=[fd00::3]:7000")
@@ -184,6 +187,23 @@ class ClusterFileTests(ConfigCase):
         self.assertTrue(build_config("D", cluster=path).observer)
         self.assertIn("node A is a voter", self.refused("A", cluster=path, observer=True))
 
+    def test_store(self) -> None:
+        """Limits of the store reach the machine that a node is made with, and are part of the fingerprint."""
+        made = build_config(
+            "A", cluster=self.write(self.GOOD + "\n[store]\ntxn_ops_max = 7\nkeep_ms = 5000\n")
+        )
+        self.assertEqual(made.store, {"txn_ops_max": 7, "keep_ms": 5000})
+        plain = build_config("A", cluster=self.write(self.GOOD))
+        self.assertNotEqual(made.fingerprint(True), plain.fingerprint(True))
+        service: Any = build_service(MemoryReactorClock(), replace(made, storage="memory:"))
+        self.assertEqual(service.node.machine.limits, KvLimits(txn_ops_max=7, keep_ms=5000))
+
+    def test_every_store_limit(self) -> None:
+        """Each limit of the store can be set, and the usual ones lie within the range."""
+        self.assertEqual(set(config._STORE_LIMITS), set(KvLimits.__struct_fields__))
+        for name, (low, high) in config._STORE_LIMITS.items():
+            self.assertTrue(low <= getattr(KvLimits(), name) <= high, name)
+
     def test_options_win(self) -> None:
         """An option is stronger than the file."""
         made = build_config("A", cluster=self.write(self.GOOD), heartbeat_ms="70", client="tcp:9")
@@ -211,6 +231,9 @@ class ClusterFileTests(ConfigCase):
             ("heartbeat_ms = true\n" + good, "heartbeat_ms: must be a whole number"),
             ("disk_stall_ms = 1.5\n" + good, "disk_stall_ms: must be a whole number"),
             ("cluster_key_file = 1\n" + good, "cluster_key_file must be a text"),
+            ("store = 1\n" + good, "store must be a table"),
+            (good + "[store]\nquota = 1", "store.quota is unknown"),
+            (good + "[store]\ntxn_ops_max = 0", "store.txn_ops_max: must be a whole number from 1"),
             (good + '[nodes.B]\npeer = "h:1"', "A and B have the same address"),
         ]:
             path = self.write(text)
@@ -290,6 +313,8 @@ class OptionTests(ConfigCase):
         path = self.write(text)
         made = build_config("B", cluster=path)
         self.assertEqual(made.http_urls, {"A": "http://10.0.0.1:80", "B": "http://10.0.0.2:7200"})
+        named = build_config("A", cluster=path, http="db.example:81")
+        self.assertEqual((named.http_urls["A"], named.http[:7]), ("http://db.example:81", "tcp:81:"))
         self.assertEqual(build_config("A", cluster=path).http, "tcp:80:interface=10.0.0.1:backlog=1024")
 
     def test_http_allow_hosts(self) -> None:
@@ -379,6 +404,13 @@ class FingerprintTests(ConfigCase):
         self.assertEqual(len({base, *(fingerprint(voters, durable) for voters, durable in cases)}), 4)
         elsewhere = build_config("A", peers=PEERS)
         self.assertEqual(elsewhere.fingerprint(True), base)
+
+    def test_store(self) -> None:
+        """Nodes whose stores have other limits are not of one cluster."""
+        base = fingerprint(["A"], True)
+        self.assertEqual(base, fingerprint(["A"], True, {}))
+        one, other = (fingerprint(["A"], True, {"txn_ops_max": number}) for number in (64, 65))
+        self.assertEqual(len({base, one, other}), 3)
 
     def test_fixed(self) -> None:
         """It is part of what is stored and sent, so it never changes for a cluster that exists."""

@@ -12,6 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from twisted_paxos.core.ballot import ProposalID
 from twisted_paxos.core.log import Log
 from twisted_paxos.core.messages import (
+    Accept,
     Accepted,
     Command,
     Confirm,
@@ -123,7 +124,7 @@ class ChecksTests(SynchronousTestCase):
     def test_vote_above_promise(self) -> None:
         """A vote is saved whose ballot is not."""
         self.checks.written(LIVES["A"], [SaveAccepted(1, ONE, value("v"))])
-        self.found("promise", "above its promise")
+        self.found("rule 4", "its promise is -")
 
     def test_forgotten_promise(self) -> None:
         """A start finds less than what was durable."""
@@ -202,6 +203,33 @@ class ChecksTests(SynchronousTestCase):
         log.entries.clear()
         self.checks.installed(LIVES["A"], 4, log)
         self.found("rule 7", "forgets its vote in slot 5")
+
+    def leads(self, slot: int, what: Raw, *votes: SlotEntry, upto: int = 0) -> None:
+        """A proposes at ballot 3 after promises of A, B and C; B and C report what they voted."""
+        at = ProposalID(3, "A")
+        self.checks.written(LIVES["A"], [SavePromise(at)])
+        for uid, reported in zip("ABC", ((), *((vote,) for vote in votes), (), ()), strict=False):
+            self.checks.took(LIVES["A"], LIVES[uid], Promise(at, 1, 0, 1, 0, reported))
+        self.checks.sent(LIVES["A"], Accept(at, slot, what, upto))
+
+    def test_highest_ballot(self) -> None:
+        """A leader takes the value of the highest ballot reported; its own where a majority reports none."""
+        self.leads(1, value("w"), SlotEntry(1, ONE, value("v")), SlotEntry(1, TWO, value("w")))
+        self.assertIsNone(self.checks.violation)
+        self.setUp()
+        self.leads(1, value("new"), SlotEntry(2, ONE, value("v")))
+        self.assertIsNone(self.checks.violation)
+
+    def test_lower_ballot(self) -> None:
+        """A leader proposes what no majority of promises allows."""
+        reported = (SlotEntry(1, ONE, value("v")), SlotEntry(1, TWO, value("w")))
+        self.leads(1, value("new"), *reported)
+        self.found("rule 3", "slot 1")
+
+    def test_gap(self) -> None:
+        """A leader proposes in slot 2, and nothing in slot 1."""
+        self.leads(2, value("v"))
+        self.found("rule 3", "leaves slot 1 empty")
 
     def read(self, *events: str) -> None:
         """Leader A does these: takes a read of B, asks, takes the answers of C and of itself, answers B."""

@@ -5,19 +5,30 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
+from typing import Any
 from unittest import SkipTest
 
 from click.testing import CliRunner
+from rich.console import Console
 from twisted.trial.unittest import SynchronousTestCase
 
 import twisted_paxos
 from twisted_paxos.core import limits
 from twisted_paxos.errors import ConfigError
-from twisted_paxos.testing import seeds
+from twisted_paxos.testing import seeds, simulate
 from twisted_paxos.testing.minimise import minimise
 from twisted_paxos.testing.run import Run, summary
-from twisted_paxos.testing.schedule import CLASSES, Schedule, all_kinds, describe, draw_schedule, parse_kinds
+from twisted_paxos.testing.schedule import (
+    CLASSES,
+    LOADS,
+    Schedule,
+    all_kinds,
+    describe,
+    draw_schedule,
+    parse_kinds,
+)
 from twisted_paxos.testing.simulate import main
 
 REGRESSIONS = Path(__file__).parents[1] / "regressions" / "seeds.txt"
@@ -28,10 +39,11 @@ print([run_seed(Wish(seed, faulty_s=4.0)).outcome.digest for seed in (3, 7)])
 """
 
 
-def regression_seeds() -> list[int]:
-    """The seeds of `tests/regressions/seeds.txt`."""
+def regression_seeds() -> list[tuple[int, str]]:
+    """The seeds of `tests/regressions/seeds.txt`, each with what its clients do."""
     lines = REGRESSIONS.read_text().splitlines()
-    return [int(line.split()[0]) for line in lines if line and not line.startswith("#")]
+    words = [line.split() for line in lines if line and not line.startswith("#")]
+    return [(int(seed), load if load in LOADS else "registers") for seed, load, *_ in words]
 
 
 class RunTests(SynchronousTestCase):
@@ -76,13 +88,13 @@ class RunTests(SynchronousTestCase):
 
 
 def _regression_tests() -> None:
-    for seed in regression_seeds():
+    for seed, load in regression_seeds():
 
-        def test(self: RunTests, seed: int = seed) -> None:
-            self.check(draw_schedule(seed))
+        def test(self: RunTests, seed: int = seed, load: str = load) -> None:
+            self.check(draw_schedule(seed, load=load))
 
-        test.__doc__ = f"Seed {seed} finds nothing (any more)."
-        setattr(RunTests, f"test_seed_{seed}", test)
+        test.__doc__ = f"Seed {seed} with {load} finds nothing (any more)."
+        setattr(RunTests, f"test_seed_{seed}_{load}", test)
 
 
 _regression_tests()
@@ -167,6 +179,27 @@ class MinimiseTests(SynchronousTestCase):
         schedule = draw_schedule(12)
         _, runs = minimise(schedule, lambda tried: len(tried.faults) == len(schedule.faults), runs_max=5)
         self.assertEqual(5, runs)
+
+
+class WatchedTests(SynchronousTestCase):
+    """How far many runs are."""
+
+    def shown(self, is_terminal: bool) -> str:
+        """What is printed while three results come."""
+        self.patch(simulate, "LINE_EVERY_S", 0.0)
+        console = Console(file=StringIO(), force_terminal=is_terminal, width=80)
+        results: list[Any] = ["a", "b", "c"]
+        self.assertEqual(results, list(simulate.watched(iter(results), 3, console)))
+        assert isinstance(console.file, StringIO)
+        return console.file.getvalue()
+
+    def test_lines(self) -> None:
+        """In a file, lines that say how many of how many; none for the last, which a summary follows."""
+        self.assertEqual("1 of 3 seeds in 0 s\n2 of 3 seeds in 0 s\n", self.shown(False))
+
+    def test_bar(self) -> None:
+        """On a terminal, a bar."""
+        self.assertIn("3/3", self.shown(True))
 
 
 class CommandTests(SynchronousTestCase):

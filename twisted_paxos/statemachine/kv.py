@@ -18,6 +18,7 @@ from zope.interface import implementer
 
 from twisted_paxos.statemachine.commands import NO_DATA, Context, decode_payload
 from twisted_paxos.statemachine.kvcommands import (
+    ANSWER_TOO_LARGE,
     COMPACTED,
     EMPTY_KEY,
     FUTURE_REVISION,
@@ -54,6 +55,7 @@ from twisted_paxos.statemachine.kvcommands import (
     encode,
 )
 from twisted_paxos.statemachine.kvlimits import (
+    ANSWER_MAX_BYTES,
     DEFAULT_LIMITS,
     EXPIRED_KEYS_PER_SLOT,
     EXPIRED_LEASES_PER_SLOT,
@@ -124,8 +126,10 @@ class KeyValueStore:
 
     @property
     def deadline_ms(self) -> int | None:
-        """Log time at which the next lease runs out."""
-        return self._leases.deadline_ms
+        """Log time at which the next lease runs out, or history becomes too old."""
+        lease_ms = self._leases.deadline_ms
+        age_ms = self._retention.deadline_ms(self._mvcc)
+        return lease_ms if age_ms is None else age_ms if lease_ms is None else min(lease_ms, age_ms)
 
     def apply(self, payload: Raw, context: Context) -> Raw:
         """Do one command; the result is a `KvResult` as JSON, ``null`` for what is no command of ours."""
@@ -213,7 +217,13 @@ class KeyValueStore:
 
     def range(self, request: Range) -> RangeResult | KvError:
         """Read, without a change and without the log; as fresh as this node is."""
-        return refuse_range(self._mvcc, request) or read_range(self._mvcc, request, self._mvcc.revision)
+        refusal = refuse_range(self._mvcc, request)
+        if refusal:
+            return refusal
+        found = read_range(self._mvcc, request, self._mvcc.revision)
+        # Found out before everything is encoded, which takes ten times as long.
+        large = sum(len(kv.key) + len(kv.value) for kv in found.kvs) > ANSWER_MAX_BYTES
+        return ANSWER_TOO_LARGE if large else found
 
     def lease_time_to_live(self, lease_id: int, keys: bool = False) -> LeaseTimeToLive:
         """How long a lease has left, by log time, and which keys hang on it."""
@@ -223,7 +233,7 @@ class KeyValueStore:
         """Ids of the open leases, sorted."""
         return self._leases.ids(self._time_ms)
 
-    def hashing(self) -> Iterator[int | None]:
+    def hashing(self) -> Generator[int | None]:
         """Hash the whole logical state of this moment: None after each step, the hash as the last item.
 
         Members that have applied the same slots have the same one. A `snapshot` may be under way too.

@@ -72,7 +72,7 @@ class Check:
         """A node takes a message."""
 
     def took(self, life: Sender, sender: Sender, message: Any) -> None:
-        """A node takes one of the messages that reads are made of."""
+        """A node takes one of `rulechecks.TAKEN`."""
 
     def finish(self, ops: Sequence[Op]) -> None:
         """The run is over; these are the clients' operations."""

@@ -15,7 +15,7 @@ from zope.interface import implementer
 
 from twisted_paxos.core.ballot import NO_BALLOT, ProposalID
 from twisted_paxos.core.log import Log
-from twisted_paxos.core.messages import Accepted, Command, Entry, Promise, Sender, SlotEntry, decode_value
+from twisted_paxos.core.messages import Command, Entry, Sender, SlotEntry, decode_value
 from twisted_paxos.core.records import (
     Identity,
     Record,
@@ -28,15 +28,16 @@ from twisted_paxos.core.records import (
 from twisted_paxos.testing.checkbase import Check, Disk
 from twisted_paxos.testing.history import Op
 from twisted_paxos.testing.linearizability import find_violation
-from twisted_paxos.testing.rulechecks import OnlyStoredIsChosen, ReadsConfirmed, SnapshotKeepsVotes
+from twisted_paxos.testing.rulechecks import (
+    HighestBallotWins,
+    OnlyStoredIsChosen,
+    ReadsConfirmed,
+    SnapshotKeepsVotes,
+)
 from twisted_paxos.testing.witness import Violation, Witness, show
 
 STATE_EVERY_SLOTS = 8
 """States are compared after every so many slots, and at the end."""
-
-
-VOTES = (Promise, Accepted)
-"""What counts for something at whoever takes it."""
 
 
 class Rules(Check):
@@ -128,7 +129,7 @@ class PromiseOnlyGrows(Check):
         self._promised[life.uid] = recovered.promised
 
     def written(self, life: Sender, records: Sequence[Record]) -> None:
-        """Compare with the one before; a vote above the promise is a promise that was not saved."""
+        """Compare with the one before; a vote is at the ballot promised last."""
         uid = life.uid
         for record in records:
             promised = self._promised.get(uid, NO_BALLOT)
@@ -136,8 +137,8 @@ class PromiseOnlyGrows(Check):
                 if record.ballot < promised:
                     raise Violation(f"{uid} saves promise {record.ballot} after {promised}")
                 self._promised[uid] = record.ballot
-            elif isinstance(record, SaveAccepted) and record.ballot > promised:
-                raise Violation(f"{uid} accepts at {record.ballot} above its promise {promised}")
+            elif isinstance(record, SaveAccepted) and record.ballot != promised:
+                raise Violation(f"rule 4: {uid} accepts at {record.ballot}, its promise is {promised}")
 
 
 class SameState(Check):
@@ -285,6 +286,7 @@ class Checks:
         violation: the first (check, what) that must not be; None while all is well.
         witness: knows what is truly chosen.
         disks: by id.
+        older_copies: starts that nobody may listen to.
     """
 
     def __init__(
@@ -299,7 +301,7 @@ class Checks:
         self.witness = Witness(voters)
         self.disks = {uid: Disk() for uid in uids}
         self._may_stop = may_stop
-        self._older_copies: set[Sender] = set()
+        self.older_copies: set[Sender] = set()
         self._same_state = SameState()
         self._checks: tuple[Check, ...] = (
             Rules(self.witness),
@@ -310,6 +312,7 @@ class Checks:
             ExactlyOnce(sent),
             OnlyStoredIsChosen(self.witness),
             SnapshotKeepsVotes(),
+            HighestBallotWins(self.witness),
             ReadsConfirmed(self.witness),
             Acknowledged(self.witness),
             RealTime(),
@@ -387,7 +390,7 @@ class Checks:
         self._tell("installed", life, self.disks[life.uid], slot, log)
 
     def took(self, life: Sender, sender: Sender, message: Any) -> None:
-        """A node takes one of `READ_MESSAGES`."""
+        """A node takes one of `TAKEN`."""
         self._tell("took", life, sender, message)
 
     def stored_read(self, uid: str, entries: Sequence[SlotEntry]) -> None:
@@ -400,11 +403,11 @@ class Checks:
         if disk.older_copy:
             disk.older_copy, disk.is_older = False, True
         if disk.is_older:
-            self._older_copies.add(life)
+            self.older_copies.add(life)
 
     def admitted(self, life: Sender, sender: Sender) -> None:
-        """A node takes one of `VOTES` of another: not from a start whose storage is an older copy."""
-        if self._older_copies and sender.uid != life.uid and sender in self._older_copies:
+        """A node listens to this start of a member: not to one whose storage is an older copy."""
+        if sender.uid != life.uid and sender in self.older_copies:
             self.report("old copy", f"{show(life)} hears {show(sender)}, whose storage is an older copy")
 
     def chosen(self, uid: str, entries: Sequence[SlotEntry]) -> None:

@@ -12,6 +12,7 @@ check finds is a fault of the program:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from random import Random
 from typing import Any, Final
@@ -33,6 +34,9 @@ FAR_S: Final = 0.000_3
 
 USURP_S: Final = 0.6
 """About how long a usurped leader is cut off: long enough for the next one to begin."""
+
+UNHEARD_STARTS_MAX: Final = 20
+"""An old copy is started at most so often before anybody hears of it."""
 
 CLOCK_RATES: Final = (0.5, 0.9, 0.99, 1.01, 1.1, 2.0)
 """How fast a node's clock may run."""
@@ -490,11 +494,29 @@ class Injector:
         peers = [uid for uid in self.cluster.voters if uid != node.uid]
         if now is None or not all(self._has_recorded(peer, *now) for peer in peers):
             return ""
-        old = [copy for life, start, copy in self.nodes[node.uid].copies if life == now[0] and start < now[1]]
+        copies = self.nodes[node.uid].copies
+        old = [(start, copy) for life, start, copy in copies if life == now[0] and start < now[1]]
         if not old:
             return ""
-        node.disk.restore(random.choice(old))
-        return "an old copy of its directory is put back"
+        start, copy = random.choice(old)
+        node.disk.restore(copy)
+        if random.random() < 0.5:
+            return "an old copy of its directory is put back"
+        self._damaged(node.uid, "old_copy")  # before any start of it is looked at
+        starts = min(now[1] - start + random.randrange(2), UNHEARD_STARTS_MAX)
+        self._start_unheard(node, starts)
+        return f"an old copy of its directory is put back, and started {starts} times unheard"
+
+    def _start_unheard(self, node: SimulatedNode, times: int) -> None:
+        """Start and kill it, while nothing that it sends arrives: it counts its starts all the same."""
+        others = [other.host for other in self.cluster.nodes.values() if other is not node]
+        pairs = [(node.host, host) for host in others]
+        self._cut(pairs)
+        for _ in range(times):
+            with suppress(PaxosError):
+                node.start()
+            node.crash()
+        self._join(pairs)
 
     def _has_recorded(self, uid: str, incarnation: str, boot: int) -> bool:
         node = self.cluster.nodes[uid].node

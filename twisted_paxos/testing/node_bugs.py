@@ -15,7 +15,7 @@ from twisted_paxos.core.effects import Effects, Send
 from twisted_paxos.core.formation import Formation
 from twisted_paxos.core.learner import Learner
 from twisted_paxos.core.log import Log
-from twisted_paxos.core.messages import Command, ReadAt
+from twisted_paxos.core.messages import Command, ReadAt, Refused
 from twisted_paxos.core.proposer import Proposer
 from twisted_paxos.core.quorum import Membership
 from twisted_paxos.core.reads import Reads
@@ -249,7 +249,14 @@ def wiped_node_votes() -> Sequence[Patch]:
 @mutant("6 an old copy is refused")
 def old_copy_is_heard() -> Sequence[Patch]:
     """A start is listened to without looking at its number."""
-    return [mock.patch.object(Formation, "admit", lambda self, sender, message: (True, Effects()))]
+
+    def admit(original: Any, self: Formation, sender: Any, message: Any) -> tuple[bool, Effects]:
+        admitted, effects = original(self, sender, message)
+        effects.sends = [send for send in effects.sends if not isinstance(send.message, Refused)]
+        known = self._recorded.get(sender.incarnation, (0, ""))
+        return admitted or sender.boot < known[0], effects
+
+    return [wrap(Formation, "admit", admit)]
 
 
 @mutant("6 a start comes from the recorded one")

@@ -5,15 +5,25 @@ What a breach of them leads to takes a chain of accidents; the breach itself is 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
+from twisted_paxos.core.ballot import NO_BALLOT, ProposalID
 from twisted_paxos.core.log import Log
-from twisted_paxos.core.messages import Confirm, Confirmed, ReadAt, ReadRequest, Sender
+from twisted_paxos.core.messages import (
+    Accept,
+    Confirm,
+    Confirmed,
+    Promise,
+    ReadAt,
+    ReadRequest,
+    Sender,
+    SlotEntry,
+)
 from twisted_paxos.testing.checkbase import Check, Disk
 from twisted_paxos.testing.witness import Violation, Witness, show
 
-READ_MESSAGES = (ReadRequest, Confirmed, ReadAt)
-"""What `Check.took` is told of."""
+TAKEN = (Promise, ReadRequest, Confirmed, ReadAt)
+"""The messages that `Check.took` is told of."""
 
 
 class OnlyStoredIsChosen(Check):
@@ -25,10 +35,14 @@ class OnlyStoredIsChosen(Check):
         self._witness = witness
 
     def noted(self, life: Sender, disk: Disk, upto: int, snapshot_slot: int) -> None:
-        """Its disk has the chosen value of each of these slots, or a snapshot that stands for it."""
+        """Its disk has the chosen value of each of these slots, or a snapshot that stands for it.
+
+        Whether they are chosen at all is looked at when they are applied.
+        """
         for slot in range(max(disk.noted_upto, snapshot_slot) + 1, upto + 1):
             _, entry = disk.stored.get(slot, (False, None))
-            if entry is None or self._witness.chosen.get(slot) != entry.value:
+            chosen = self._witness.chosen.get(slot)
+            if chosen is not None and (entry is None or entry.value != chosen):
                 raise Violation(
                     f"rule 7: {show(life)} notes slot {slot} as chosen, its disk does not have its value"
                 )
@@ -60,6 +74,73 @@ class SnapshotKeepsVotes(Check):
                 )
 
 
+class HighestBallotWins(Check):
+    """Rule 3: what a leader proposes follows from a majority of the promises that it took, without a gap."""
+
+    name = "rule 3"
+
+    def __init__(self, witness: Witness) -> None:
+        self._majority = witness.membership.majority
+        self._parts: dict[tuple[Sender, Sender, int], list[Promise]] = {}
+        self._promises: dict[tuple[Sender, ProposalID], dict[str, list[_Promised]]] = {}
+        self._seen: set[tuple[ProposalID, int]] = set()
+
+    def took(self, life: Sender, sender: Sender, message: Any) -> None:
+        """A promise, or a part of one."""
+        if not isinstance(message, Promise):
+            return
+        key = (life, sender, message.promise_id)
+        parts = self._parts.setdefault(key, [])
+        if all(part.part != message.part for part in parts):
+            parts.append(message)
+        if len(parts) == message.parts:
+            votes = {one.slot: one for part in parts for one in part.accepted}
+            of_ballot = self._promises.setdefault((life, message.ballot), {})
+            of_ballot.setdefault(sender.uid, []).append(_Promised(message.chosen_upto, votes))
+
+    def sent(self, life: Sender, disk: Disk, message: Any) -> None:
+        """The first Accept of a slot and ballot."""
+        if not isinstance(message, Accept) or (message.ballot, message.slot) in self._seen:
+            return
+        self._seen.add((message.ballot, message.slot))
+        before = message.slot - 1
+        if before > message.chosen_upto and (message.ballot, before) not in self._seen:
+            raise Violation(f"rule 3: {show(life)} leaves slot {before} empty at {message.ballot}")
+        self._follows(life, message)
+
+    def _follows(self, life: Sender, message: Accept) -> None:
+        promises = self._promises.get((life, message.ballot), {})
+        votes = {NO_BALLOT}
+        for one in (one for of_one in promises.values() for one in of_one):
+            vote = one.votes.get(message.slot)
+            if vote is not None and vote.value == message.value:
+                votes.add(vote.ballot)
+        for highest in votes:
+            agree = sum(any(one.allows(message, highest) for one in of_one) for of_one in promises.values())
+            if agree >= self._majority:
+                return
+        raise Violation(
+            f"rule 3: {show(life)} proposes in slot {message.slot} at {message.ballot} what no majority"
+            " of the promises that it took allows"
+        )
+
+
+class _Promised(NamedTuple):
+    """A promise that was taken: how far its sender knew slots as chosen, and its votes above."""
+
+    chosen_upto: int
+    votes: dict[int, SlotEntry]
+
+    def allows(self, accept: Accept, highest: ProposalID) -> bool:
+        """Whether it fits that the highest ballot reported for the slot was ``highest``, of that value."""
+        if accept.slot <= self.chosen_upto:
+            return False
+        vote = self.votes.get(accept.slot)
+        if vote is None or vote.ballot < highest:
+            return True
+        return vote.ballot == highest and vote.value == accept.value
+
+
 class ReadsConfirmed(Check):
     """A read is answered after a majority answered a question that was asked after the read came."""
 
@@ -80,7 +161,7 @@ class ReadsConfirmed(Check):
             asked = self._rounds.get(life, {}).get((message.ballot, message.nonce))
             if asked is not None:
                 asked[1].add(sender.uid)
-        elif sender == life:
+        elif isinstance(message, ReadAt) and sender == life:
             self._answers(life, message)
 
     def sent(self, life: Sender, disk: Disk, message: Any) -> None:

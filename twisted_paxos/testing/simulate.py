@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from time import monotonic
 
 import click
@@ -26,6 +27,9 @@ from twisted_paxos.testing.schedule import FAULTY_S, LOADS, describe, parse_kind
 from twisted_paxos.testing.seeds import Found, Wish, parse_seeds, run_all, run_seed, workers
 
 FAILURES_SHOWN_MAX = 20
+
+LINE_EVERY_S = 20.0
+"""How often a run whose output is no terminal says how far it is."""
 
 
 class Summary:
@@ -85,21 +89,43 @@ def simulate(wishes: Iterable[Wish], jobs: int | None, dask: str, console: Conso
     """
     summary = Summary(console)
     wishes = list(wishes)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("seeds", total=len(wishes))
-        if jobs == 1 and not dask:
-            results: Iterable[Found] = map(run_seed, wishes)
-            for found in results:
-                summary.add(found)
-                progress.advance(task)
-        else:
-            with workers(jobs, dask) as (executor, count):
-                for found in run_all(executor, count, run_seed, wishes):
-                    summary.add(found)
-                    progress.advance(task)
+    with _results(wishes, jobs, dask) as results:
+        for found in watched(results, len(wishes), console):
+            summary.add(found)
     summary.close()
     return summary.failed
+
+
+@contextmanager
+def _results(wishes: Sequence[Wish], jobs: int | None, dask: str) -> Iterator[Iterable[Found]]:
+    if jobs == 1 and not dask:
+        yield map(run_seed, wishes)
+    else:
+        with workers(jobs, dask) as (executor, count):
+            yield run_all(executor, count, run_seed, wishes)
+
+
+def watched(results: Iterable[Found], total: int, console: Console) -> Iterator[Found]:
+    """``results`` as they come: with a bar on a terminal, with a line now and then in a file."""
+    if not console.is_terminal:
+        yield from _with_lines(results, total, console)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("seeds", total=total)
+        for found in results:
+            yield found
+            progress.advance(task)
+
+
+def _with_lines(results: Iterable[Found], total: int, console: Console) -> Iterator[Found]:
+    started_s = told_s = monotonic()
+    for count, found in enumerate(results, 1):
+        yield found
+        now_s = monotonic()
+        if now_s - told_s >= LINE_EVERY_S and count < total:
+            told_s = now_s
+            console.print(f"{count} of {total} seeds in {now_s - started_s:.0f} s", highlight=False)
 
 
 @click.command(help=(__doc__ or "").split("\n\n")[0])

@@ -17,10 +17,10 @@ from twisted_paxos.core.records import Record, Recovered
 from twisted_paxos.node import PersistentPaxosNode
 from twisted_paxos.snapshots import Policy
 from twisted_paxos.statemachine.machine import IStateMachine
-from twisted_paxos.testing.checks import VOTES, Checks
+from twisted_paxos.testing.checks import Checks
 from twisted_paxos.testing.cluster import SimulatedCluster, SimulatedNode
 from twisted_paxos.testing.registers import Registers
-from twisted_paxos.testing.rulechecks import READ_MESSAGES
+from twisted_paxos.testing.rulechecks import TAKEN
 from twisted_paxos.testing.witness import tells_of
 from twisted_paxos.wire.peer import PeerCodec
 
@@ -140,13 +140,13 @@ class Taps:
         def receive_and_tell(sender: Sender, message: Any, now_s: float) -> Any:
             if tells_of(message, life.uid) is not NO_BALLOT and _listens_to(replica, sender):
                 checks.delivered(life, message)
-            if isinstance(message, READ_MESSAGES):
+            if isinstance(message, TAKEN):
                 checks.took(life, sender, message)
             return receive(sender, message, now_s)
 
         def admit_and_tell(sender: Sender, message: Any) -> Any:
             admitted = admit(sender, message)
-            if admitted[0] and isinstance(message, VOTES):
+            if admitted[0] and checks.older_copies and replica.membership.is_member(sender):
                 checks.admitted(life, sender)
             return admitted
 

@@ -134,7 +134,13 @@ class GatewaySite(Site):
 
 
 class GatewayChannel(HTTPChannel):
-    """One connection."""
+    """One connection.
+
+    Attributes:
+        blocked: the client does not take what is sent.
+    """
+
+    blocked = False
 
     site: Any  # a GatewaySite
     transport: Any
@@ -169,6 +175,16 @@ class GatewayChannel(HTTPChannel):
         """One less."""
         self.site.connections.discard(self)
         super().connectionLost(reason)
+
+    def pauseProducing(self) -> None:
+        """What was sent waits for the client."""
+        self.blocked = True
+        super().pauseProducing()
+
+    def resumeProducing(self) -> None:
+        """The client has taken it."""
+        self.blocked = False
+        super().resumeProducing()
 
     @property
     def surplus(self) -> bool:

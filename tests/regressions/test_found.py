@@ -1,0 +1,97 @@
+"""Bugs that the simulator found, each in its smallest form; `docs/testing.md` lists them with their seeds."""
+
+from __future__ import annotations
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.core.test_proposer import ProposerCase
+from tests.core.transcript import command, entry, sender, steady
+from tests.protocols.test_messenger import HOSTS, PORT, MessengerCase, large
+from tests.storage.node import Node
+from tests.test_node import ClusterCase
+from twisted_paxos.core import limits
+from twisted_paxos.core.messages import Chosen
+from twisted_paxos.core.records import Identity, Recovered
+from twisted_paxos.core.replica import Replica, ReplicaSettings
+from twisted_paxos.errors import StorageDamaged, StorageError
+from twisted_paxos.testing.storage import SimulatedDisk
+
+
+class FullPipelineTests(ProposerCase):
+    """Seed 0: a busy loop."""
+
+    def test_no_other_turn(self) -> None:
+        """A leader with commands and a full pipeline does not ask for another turn: a vote gives it one."""
+        self.lead()
+        for number in range(limits.PIPELINE_SLOTS + 1):
+            self.propose(number)
+        self.assertFalse(self.proposer.can_propose)
+        self.choose(1)
+        self.proposer.enqueue([command(99)])
+        self.assertFalse(self.proposer.can_propose)
+        self.choose(2, 3)
+        self.proposer.enqueue([command(100)])
+        self.assertTrue(self.proposer.can_propose)
+
+
+class FreshNodeTests(SynchronousTestCase):
+    """Seed 26: a change of members that a node missed."""
+
+    def test_learns_nothing_before_it_knows_the_founders(self) -> None:
+        """What is chosen may change the members: a node that cannot tell learns nothing yet."""
+        recovered = Recovered(identity=Identity("A", "a1", "x").started("word"))
+        replica = Replica(ReplicaSettings("A", tuple("ABC")), recovered, steady, 0.0)
+        message = Chosen(1, (entry(1, "1.B", 1),), 1, 1)
+        self.assertFalse(replica.receive(sender("B"), message, 1.0))
+        self.assertEqual((0, {}), (replica.log.chosen_upto, replica.log.entries))
+
+
+class UnreadableTests(SynchronousTestCase):
+    """Seed 4: a read error that cost a directory."""
+
+    def test_no_damage(self) -> None:
+        """Neither copy of the identity can be read at the start: the node stops, and nothing is lost."""
+        disk = SimulatedDisk()
+        first = Node(disk)
+        incarnation = first.start().identity.incarnation
+        first.close()
+        disk.fail_read = True
+        error = self.assertRaises(StorageError, Node(disk).start)
+        self.assertNotIsInstance(error, StorageDamaged)
+        disk.fail_read = False
+        self.assertEqual(incarnation, Node(disk).start().identity.incarnation)
+
+
+class DeadLinkTests(MessengerCase):
+    """Seed 39: a link to a peer that had lost power."""
+
+    def test_new_start_new_link(self) -> None:
+        """A peer that speaks as another start than before gets a new link: the old one may be dead."""
+        address = (HOSTS["B"], PORT)
+        self.a.messenger.heard(sender("B"), address)
+        self.send(("B",), large(5_000))
+        old = self.a.messenger._peers["B"].link
+        self.network.process(HOSTS["B"]).crash(power_loss=True)  # type: ignore[union-attr]
+        self.a.messenger.heard(sender("B", boot=2), address)
+        self.a.messenger.send(("B",), large(6_000))
+        self.assertIsNot(old, self.a.messenger._peers["B"].link)
+
+
+class SnapshotNotNeededTests(ClusterCase):
+    """Seed 17: a fetched snapshot that was not needed any more."""
+
+    def test_log_start_follows_storage(self) -> None:
+        """Storage begins above the snapshot: the node does not answer for slots that it let go."""
+        cluster = self.make()
+        client = cluster.client()
+        for number in range(5):
+            cluster.result(client.propose(f"v{number}"), 5)
+        node = cluster.nodes["A"].node
+        assert node is not None
+        cluster.run(1)
+        writer = node.storage.begin_snapshot(3)
+        cluster.result(writer.finish(), 5)
+        node.storage._backend._log.begin_at(4)  # type: ignore[attr-defined]
+        node._snapshot_stored(3)
+        cluster.run(0.1)
+        self.assertEqual(4, node.replica.log.log_start)
