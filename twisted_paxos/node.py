@@ -67,6 +67,10 @@ log = Logger()
 RECEIVE_BUFFER_BYTES = 4 << 20
 """What is asked of the system for the UDP port: its default holds four large datagrams."""
 
+TIMER_LATE_S = 0.001
+TIMER_EARLY_S = 0.020
+"""The timer stays as it is when it is due late, or early, by no more than this."""
+
 REPORT_WAITING_S = 5.0
 """How often a node that cannot vote yet says for whom it waits."""
 
@@ -441,7 +445,7 @@ class PersistentPaxosNode(Service):
         timer = self._timer
         if timer is None or not timer.active():
             self._timer = self._reactor.callLater(delay_s, self._tick)
-        elif timer.getTime() > now_s + delay_s + 0.001:
+        elif not -TIMER_LATE_S <= now_s + delay_s - timer.getTime() <= TIMER_EARLY_S:
             timer.reset(delay_s)
 
     def _report(self, now_s: float) -> None:
