@@ -1,4 +1,4 @@
-"""etcd as a system under test: three members with default settings, loaded by h2load and wrk."""
+"""etcd as a system under test: members with default settings, loaded by h2load and wrk."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 
 from benchmarks import grpc
 from benchmarks.figures import Run, latencies
-from benchmarks.load import key_of
+from benchmarks.load import LEASE_TTL_S, key_of
 from benchmarks.processes import BenchmarkError, output_of, python, wait_for
-from benchmarks.systems import GRACE_S, UIDS, System, Task, fail_over_of
+from benchmarks.systems import FILL_IN_FLIGHT, GRACE_S, LONG_S, System, Task, fail_over_of
 from twisted_paxos.testing.nodes import free_ports
 
 CONNECTIONS_FROM = 64
@@ -24,6 +24,7 @@ OPEN_LOOP_STREAMS = 5_000
 """Streams in an open loop: so many that none waits for another."""
 
 WRK_CONNECTIONS_MAX = 512
+SERVES_TRY_S = 1.0
 KEY_BYTES = 16
 
 
@@ -41,13 +42,14 @@ class Etcd(System):
 
     def start(self) -> None:
         """See `System`."""
-        ports = free_ports(2 * len(UIDS))
-        peers = {uid: f"http://127.0.0.1:{port}" for uid, port in zip(UIDS, ports, strict=False)}
+        uids = self.uids
+        ports = free_ports(2 * len(uids))
+        peers = {uid: f"http://127.0.0.1:{port}" for uid, port in zip(uids, ports, strict=False)}
         self._clients = {
-            uid: f"http://127.0.0.1:{port}" for uid, port in zip(UIDS, ports[len(UIDS) :], strict=True)
+            uid: f"http://127.0.0.1:{port}" for uid, port in zip(uids, ports[len(uids) :], strict=True)
         }
         cluster = ",".join(f"{uid}={url}" for uid, url in peers.items())
-        for uid in UIDS:
+        for uid in uids:
             where = {
                 "name": uid,
                 "data-dir": str(self.directory / uid),
@@ -64,7 +66,7 @@ class Etcd(System):
 
     def _find_leader(self) -> str | None:
         self.processes.check()
-        for uid in UIDS:
+        for uid in self.uids:
             try:
                 status = self._ask(uid, "maintenance/status", {})
             except (urllib.error.URLError, OSError):
@@ -73,10 +75,15 @@ class Etcd(System):
                 return uid
         return None
 
-    def _ask(self, uid: str, path: str, body: dict[str, Any]) -> Any:
+    def _ask(self, uid: str, path: str, body: dict[str, Any], timeout_s: float = GRACE_S) -> Any:
         request = urllib.request.Request(f"{self._clients[uid]}/v3/{path}", json.dumps(body).encode())
-        with urllib.request.urlopen(request, timeout=GRACE_S) as answer:
+        with urllib.request.urlopen(request, timeout=timeout_s) as answer:
             return json.load(answer)
+
+    @property
+    def leader_address(self) -> str:
+        """``host:port`` of the leader, for clients."""
+        return self._clients[self._leader].removeprefix("http://")
 
     def _version(self, key: bytes) -> int:
         """How often a key was put, asked linearizably."""
@@ -93,6 +100,9 @@ class Etcd(System):
         key = key_of(0, KEY_BYTES)
         if task.operation == "put":
             path, body = grpc.PUT_PATH, grpc.put_body(key, b"v" * task.value_bytes)
+        elif task.operation == "keepalive":
+            lease = self._ask(self._leader, "lease/grant", {"TTL": LEASE_TTL_S})
+            path, body = grpc.KEEP_ALIVE_PATH, grpc.keep_alive_body(int(lease["ID"]))
         else:
             path, body = grpc.RANGE_PATH, grpc.range_body(key, task.operation == "serializable")
         before, cpu_before = self._version(key), self.processes.cpu_s()
@@ -127,6 +137,37 @@ class Etcd(System):
             [*command, self._clients[self._leader] + path], task.seconds + task.warm_up_s + GRACE_S
         )
         return h2load_figures(said, log_file.read_text(), task.seconds)
+
+    def fill(self, operations: int) -> None:
+        """See `System`."""
+        key = key_of(0, KEY_BYTES)
+        body_file = self.directory / "body.bin"
+        body_file.write_bytes(grpc.put_body(key, b"v" * 64))
+        before = self._version(key)
+        streams = str(FILL_IN_FLIGHT // CONNECTIONS)
+        command = ["h2load", "-t", "1", "-c", str(CONNECTIONS), "-m", streams, "-n", str(operations)]
+        command += ["-d", str(body_file), "-H", "content-type: application/grpc", "-H", "te: trailers"]
+        output_of([*command, self._clients[self._leader] + grpc.PUT_PATH], LONG_S)
+        stored = self._version(key) - before
+        if stored != operations:
+            raise BenchmarkError(f"etcd: {operations} puts, {stored} stored")
+
+    def revision(self, uid: str) -> int | None:
+        """See `System`."""
+        try:
+            return int(self._ask(uid, "maintenance/status", {})["header"]["revision"])
+        except (OSError, KeyError):
+            return None
+
+    def serves(self) -> bool | None:
+        """See `System`."""
+        for uid in self.uids:
+            try:
+                self._ask(uid, "kv/range", {"key": _base64(b"k")}, SERVES_TRY_S)
+                return True
+            except OSError:
+                continue
+        return None
 
     def gateway(self, task: Task) -> Run | None:
         """Puts by etcd's JSON gateway, by wrk.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 PUT_PATH = "/etcdserverpb.KV/Put"
 RANGE_PATH = "/etcdserverpb.KV/Range"
+KEEP_ALIVE_PATH = "/etcdserverpb.Lease/LeaseKeepAlive"
+WATCH_PATH = "/etcdserverpb.Watch/Watch"
 
 _BYTES = 2
 _VARINT = 0
@@ -39,3 +41,13 @@ def put_body(key: bytes, value: bytes) -> bytes:
 def range_body(key: bytes, serializable: bool) -> bytes:
     """The body of an etcd Range of one key."""
     return frame(field(1, key) + (field(7, 1) if serializable else b""))
+
+
+def keep_alive_body(lease_id: int) -> bytes:
+    """The body of one keep-alive of a lease; its stream ends after it."""
+    return frame(field(1, lease_id))
+
+
+def watch_body(key: bytes, range_end: bytes) -> bytes:
+    """One message of a Watch stream: begin a watch of a range."""
+    return frame(field(1, field(1, key) + field(2, range_end)))

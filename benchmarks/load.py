@@ -23,7 +23,15 @@ from twisted.internet.defer import Deferred
 from benchmarks.figures import latencies
 from twisted_paxos import client as paxos
 from twisted_paxos.errors import PaxosError
-from twisted_paxos.statemachine.kvcommands import Put, PutResult, Range, decode_result, encode
+from twisted_paxos.statemachine.kvcommands import (
+    LeaseKeepAlive,
+    LeaseKeepAliveResult,
+    Put,
+    PutResult,
+    Range,
+    decode_result,
+    encode,
+)
 
 TICK_S = 0.001
 """How often an open loop looks for what is due: the reactor's own resolution."""
@@ -32,6 +40,7 @@ LATE_S = 0.0015
 """An operation that starts so much after it was due counts from when it was due."""
 
 DRAIN_S = 30.0
+LEASE_TTL_S = 600
 
 
 class Workload(Struct, kw_only=True, forbid_unknown_fields=True):
@@ -39,11 +48,14 @@ class Workload(Struct, kw_only=True, forbid_unknown_fields=True):
 
     Attributes:
         endpoints: client ports; the first is used as long as it serves.
-        operation: ``put``, ``read`` (linearizable), ``serializable`` (local read) or ``mix`` (nine reads
-            to one put).
+        operation: ``put``, ``read`` (linearizable), ``serializable`` (local read), ``mix`` (nine reads
+            to one put) or ``keepalive`` (of one lease, which it takes first).
         in_flight: operations under way, in a closed loop.
         rate_per_s: operations a second, in an open loop; 0 for a closed one.
+        operations: end after so many, without a warm-up; 0: after the time.
         keys: how many different keys the puts go round.
+        first_key: which of them is the first.
+        key_step: from each to the next one; no divisor of ``keys``, or 1.
         key_bytes, value_bytes: sizes.
         seconds, warm_up_s: how long is measured, and how long before that is not.
         times: give the times of all acknowledgements as well, on the monotonic clock in seconds.
@@ -53,7 +65,10 @@ class Workload(Struct, kw_only=True, forbid_unknown_fields=True):
     operation: str = "put"
     in_flight: int = 1
     rate_per_s: float = 0.0
+    operations: int = 0
     keys: int = 1
+    first_key: int = 0
+    key_step: int = 1
     key_bytes: int = 16
     value_bytes: int = 64
     seconds: float = 3.0
@@ -88,6 +103,8 @@ class Load:
         self._acknowledged_puts = 0
         self._error = ""
         self._idle: Deferred[None] = Deferred()
+        self._left = workload.operations or -1
+        self._lease = Raw(b"")
         self._puts = self._put_payloads()
         self._question = Raw(encode(Range(key_of(0, workload.key_bytes))))
         self._operations = self._starters()
@@ -96,7 +113,7 @@ class Load:
         work, value = self._workload, b"v" * self._workload.value_bytes
         if work.keys == 1:
             return cycle([Raw(encode(Put(key_of(0, work.key_bytes), value)))])
-        numbers = (number % work.keys for number in count())
+        numbers = (number % work.keys for number in count(work.first_key, work.key_step))
         return (Raw(encode(Put(key_of(number, work.key_bytes), value))) for number in numbers)
 
     def _starters(self) -> Iterator[Callable[[float], None]]:
@@ -105,6 +122,7 @@ class Load:
             "read": [self._read],
             "serializable": [self._read_here],
             "mix": [self._put, *[self._read] * 9],
+            "keepalive": [self._keep_alive],
         }
         return cycle(kinds[self._workload.operation])
 
@@ -127,6 +145,14 @@ class Load:
         done = self._client.query(self._question, serializable=True)
         done.addCallbacks(lambda _: self._done(start_s), self._failed)
 
+    def _keep_alive(self, start_s: float) -> None:
+        done = self._client.command(self._lease)
+        done.addCallbacks(self._kept, self._failed, callbackArgs=(start_s,))
+
+    def _kept(self, result: Any, start_s: float) -> None:
+        assert isinstance(decode_result(result.data), LeaseKeepAliveResult), result
+        self._done(start_s)
+
     def _done(self, start_s: float) -> None:
         now_s = time.perf_counter()
         if self._measuring:
@@ -142,7 +168,7 @@ class Load:
 
     def _next(self) -> None:
         self._under_way -= 1
-        if not self._stopped:
+        if self._left and not self._stopped:
             if not self._workload.rate_per_s:
                 self._start(time.perf_counter())
         elif not self._under_way and not self._idle.called:
@@ -150,6 +176,7 @@ class Load:
 
     def _start(self, start_s: float) -> None:
         self._under_way += 1
+        self._left -= 1
         next(self._operations)(start_s)
 
     # -- the run
@@ -157,6 +184,11 @@ class Load:
     async def run(self) -> dict[str, Any]:
         """Do it; the figures."""
         work = self._workload
+        if work.operation == "keepalive":
+            lease = await self._client.kv.lease_grant(LEASE_TTL_S)
+            self._lease = Raw(encode(LeaseKeepAlive(lease.id)))
+        if work.operations:
+            return await self._so_many(work.operations)
         ticking: task.LoopingCall | None = None
         if work.rate_per_s:
             ticking = self._open_loop(time.perf_counter())
@@ -174,6 +206,14 @@ class Load:
         if self._under_way:
             await self._idle.addTimeout(DRAIN_S, self._reactor)
         return self._figures(took_s, used_s)
+
+    async def _so_many(self, operations: int) -> dict[str, Any]:
+        """All of them, however long they take."""
+        self._measuring, began_s, began_cpu_s = True, time.perf_counter(), time.process_time()
+        for _ in range(min(operations, self._workload.in_flight)):
+            self._start(time.perf_counter())
+        await self._idle
+        return self._figures(time.perf_counter() - began_s, time.process_time() - began_cpu_s)
 
     def _open_loop(self, began_s: float) -> task.LoopingCall:
         started = 0

@@ -113,3 +113,11 @@ def cpu_s(pid: int) -> float:
     for task in tasks.iterdir():
         total_ns += int((task / "schedstat").read_text().split()[0])
     return total_ns / 1e9
+
+
+def memory_bytes(pid: int) -> int:
+    """Resident memory of a process; 0 where there is no /proc."""
+    status = Path(f"/proc/{pid}/statm")
+    if not status.exists():
+        return 0
+    return int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
-from benchmarks.machine import cpu_s
+from benchmarks.machine import cpu_s, memory_bytes
 
 READY_S = 30.0
 STOP_S = 10.0
@@ -63,6 +63,7 @@ class Processes:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._commands: dict[str, Sequence[str]] = {}
 
     def __enter__(self) -> Processes:
         return self
@@ -74,6 +75,7 @@ class Processes:
 
     def start(self, name: str, command: Sequence[str]) -> None:
         """Start a server."""
+        self._commands[name] = command
         with self._output(name).open("ab") as output:
             self._running[name] = subprocess.Popen(
                 command,
@@ -102,6 +104,23 @@ class Processes:
         killed_s = time.monotonic()
         process.wait()
         return killed_s
+
+    def kill_all(self) -> list[str]:
+        """SIGKILL to all at once; their names."""
+        names = list(self._running)
+        for process in self._running.values():
+            process.kill()
+        for name in names:
+            self._running.pop(name).wait()
+        return names
+
+    def start_again(self, name: str) -> None:
+        """Start one that was killed, as it was."""
+        self.start(name, self._commands[name])
+
+    def memory_bytes(self) -> Mapping[str, int]:
+        """Memory of each that is in use."""
+        return {name: memory_bytes(process.pid) for name, process in self._running.items()}
 
     def cpu_s(self) -> Mapping[str, float]:
         """CPU time that each has used, in seconds."""

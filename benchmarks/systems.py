@@ -14,12 +14,18 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from benchmarks import plain
 from benchmarks.figures import Run
 from benchmarks.load import Workload
 from benchmarks.processes import BenchmarkError, Processes, environment, output_of, python, wait_for
+from twisted_paxos.statemachine.kvcommands import StoreQuery
 from twisted_paxos.testing.nodes import free_ports
 
 UIDS = ("A", "B", "C")
+MORE_UIDS = (*UIDS, "D", "E", "F", "G")
+FILL_IN_FLIGHT = 512
+LONG_S = 900.0
+"""How long filling, a restart or a catch-up may take."""
 GRACE_S = 60.0
 """How much longer than its own time a driver may take."""
 
@@ -32,31 +38,38 @@ class Task(Struct, frozen=True, kw_only=True):
         operation: see `benchmarks.load.Workload`.
         in_flight: operations under way; the most that may be in an open loop.
         rate_per_s: for an open loop.
-        keys, value_bytes, seconds, warm_up_s: see `benchmarks.load.Workload`.
+        operations, keys, first_key, key_step, value_bytes, seconds, warm_up_s: see
+            `benchmarks.load.Workload`; only ours ends after a number of operations, and has many keys.
     """
 
     name: str
     operation: str = "put"
     in_flight: int = 1
     rate_per_s: float = 0.0
+    operations: int = 0
     keys: int = 1
+    first_key: int = 0
+    key_step: int = 1
     value_bytes: int = 64
     seconds: float = 3.0
     warm_up_s: float = 1.0
 
 
 class System(ABC):
-    """A cluster of three on 127.0.0.1, with data in a directory of its own.
+    """A cluster on 127.0.0.1, with data in a directory of its own.
 
     Args:
         directory: empty.
+        nodes: how many.
     """
 
     name = ""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, nodes: int = len(UIDS)) -> None:
         self.directory = directory
+        self.uids = MORE_UIDS[:nodes]
         self.processes = Processes(directory)
+        self._leader = ""
 
     @staticmethod
     @abstractmethod
@@ -75,13 +88,49 @@ class System(ABC):
         """Kill the leader while a client writes; seconds until the next acknowledgement, if it can tell."""
         return None
 
+    def fill(self, operations: int) -> None:
+        """Put the one key so often, as fast as it goes."""
+        raise BenchmarkError(f"{self.name} is not filled")
+
+    def revision(self, uid: str) -> int | None:
+        """The revision that one node has applied; None while it does not answer."""
+        return None
+
+    def serves(self) -> bool | None:
+        """True once some node answers a linearizable read; None before."""
+        return None
+
+    def restart_s(self) -> float:
+        """Kill all at once, start all; seconds from there until a linearizable read is answered."""
+        names = self.processes.kill_all()
+        began_s = time.monotonic()
+        for name in names:
+            self.processes.start_again(name)
+        wait_for(f"{self.name} serves again", self.serves, LONG_S)
+        return time.monotonic() - began_s
+
+    def catch_up_s(self, operations: int) -> float:
+        """Stop a follower, fill, start it again; seconds until it has applied what the leader has."""
+        behind = next(uid for uid in reversed(self.uids) if uid != self._leader)
+        self.processes.kill(behind)
+        self.fill(operations)
+        target = wait_for("the leader tells its revision", lambda: self.revision(self._leader))
+        began_s = time.monotonic()
+        self.processes.start_again(behind)
+        wait_for(
+            f"{self.name} has caught up",
+            lambda: True if (self.revision(behind) or 0) >= target else None,
+            LONG_S,
+        )
+        return time.monotonic() - began_s
+
     def stop(self) -> None:
         """End all processes and remove the data."""
         self.processes.stop()
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def idle_cpu_percent(self, seconds: float) -> float:
-        """Share of one core that a node takes with nothing to do, mean of the three, in per cent."""
+        """Share of one core that a node takes with nothing to do, mean of all, in per cent."""
         before = self.processes.cpu_s()
         time.sleep(seconds)
         after = self.processes.cpu_s()
@@ -105,7 +154,7 @@ def longest_gap(times_s: Sequence[float], killed_s: float) -> float:
 
 
 class TwistedPaxos(System):
-    """Three nodes of this checkout, default settings."""
+    """Nodes of this checkout, default settings."""
 
     name = "twisted_paxos"
 
@@ -116,10 +165,11 @@ class TwistedPaxos(System):
 
     def start(self) -> None:
         """See `System`."""
-        ports = free_ports(2 * len(UIDS))
-        peers = [f"--peer={uid}=127.0.0.1:{port}" for uid, port in zip(UIDS, ports, strict=False)]
+        uids = self.uids
+        ports = free_ports(2 * len(uids))
+        peers = [f"--peer={uid}=127.0.0.1:{port}" for uid, port in zip(uids, ports, strict=False)]
         self._endpoints = {
-            uid: f"127.0.0.1:{port}" for uid, port in zip(UIDS, ports[len(UIDS) :], strict=True)
+            uid: f"127.0.0.1:{port}" for uid, port in zip(uids, ports[len(uids) :], strict=True)
         }
         for uid, endpoint in self._endpoints.items():
             client = f"tcp:{endpoint.rpartition(':')[2]}:interface=127.0.0.1"
@@ -144,7 +194,7 @@ class TwistedPaxos(System):
         self.processes.check()
         statuses = self._ask("status")
         leaders = [status["uid"] for status in statuses if status["role"] == "leader"]
-        return leaders[0] if leaders and len(statuses) == len(UIDS) else None
+        return leaders[0] if leaders and len(statuses) == len(self.uids) else None
 
     def _ask(self, what: str) -> Any:
         endpoints = ",".join(self._endpoints.values())
@@ -153,6 +203,11 @@ class TwistedPaxos(System):
     def _from_leader(self) -> list[str]:
         others = [endpoint for uid, endpoint in self._endpoints.items() if uid != self._leader]
         return [self._endpoints[self._leader], *others]
+
+    @property
+    def leader_endpoint(self) -> str:
+        """Where clients of the leader connect."""
+        return self._endpoints[self._leader]
 
     def _command(self, workload: Workload) -> list[str]:
         return python("-m", "benchmarks.load", msgspec.json.encode(workload).decode())
@@ -164,13 +219,17 @@ class TwistedPaxos(System):
             operation=task.operation,
             in_flight=task.in_flight,
             rate_per_s=task.rate_per_s,
+            operations=task.operations,
             keys=task.keys,
+            first_key=task.first_key,
+            key_step=task.key_step,
             value_bytes=task.value_bytes,
             seconds=task.seconds,
             warm_up_s=task.warm_up_s,
         )
         before = self.processes.cpu_s()
-        said = output_of(self._command(workload), task.seconds + task.warm_up_s + GRACE_S)
+        limit_s = LONG_S if task.operations else task.seconds + task.warm_up_s + GRACE_S
+        said = output_of(self._command(workload), limit_s)
         after = self.processes.cpu_s()
         run: Run = msgspec.json.decode(said)
         used_s = {uid: after[uid] - before[uid] for uid in after}
@@ -183,13 +242,30 @@ class TwistedPaxos(System):
 
     def _check(self, task: Task) -> None:
         """Every put that was acknowledged made one revision, on every node, and nothing else did."""
-        if task.operation in ("read", "serializable"):
+        if task.operation in ("read", "serializable", "keepalive"):
             return
         found = self._ask("revisions")
-        if found != [self._puts] * len(UIDS):
+        if found != [self._puts] * len(self.uids):
             raise BenchmarkError(
                 f"twisted_paxos: {self._puts} puts acknowledged, {found} applied on the nodes"
             )
+
+    def fill(self, operations: int) -> None:
+        """See `System`."""
+        workload = Workload(endpoints=self._from_leader(), in_flight=FILL_IN_FLIGHT, operations=operations)
+        done = msgspec.json.decode(output_of(self._command(workload), LONG_S))
+        if done["errors"]:
+            raise BenchmarkError(f"twisted_paxos: {done['errors']} errors: {done['error']}")
+        self._puts += done["acknowledged_puts"]
+
+    def revision(self, uid: str) -> int | None:
+        """See `System`."""
+        return plain.revision(self._endpoints[uid])
+
+    def serves(self) -> bool | None:
+        """See `System`."""
+        asked = (plain.ask(endpoint, StoreQuery(), False) for endpoint in self._endpoints.values())
+        return True if any(answer is not None for answer in asked) else None
 
     def fail_over_s(self) -> float | None:
         """See `System`."""

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))
 # The benchmarks are part of a checkout only; a module's `skip` skips all its tests.
 try:
-    from benchmarks import charts, compare, etcd, figures, grpc
+    from benchmarks import charts, compare, etcd, figures, grpc, report, rounds, watchers
     from benchmarks.processes import BenchmarkError
     from benchmarks.systems import longest_gap
 except ImportError as missing:
@@ -78,6 +78,17 @@ class GrpcTests(SynchronousTestCase):
         """A local read sets field 7; a linearizable one leaves it out."""
         self.assertEqual(grpc.range_body(b"k", True)[5:], b"\x0a\x01k\x38\x01")
         self.assertEqual(grpc.range_body(b"k", False)[5:], b"\x0a\x01k")
+
+
+class FanOutTests(SynchronousTestCase):
+    """How watchers are counted."""
+
+    def test_time_of_a_put(self) -> None:
+        """Each put counts once, the first one not at all, and all events of the others are the rate's."""
+        puts: list[int] = []
+        run = watchers.figures_of(puts.append, 10, 3)
+        self.assertEqual((puts, run["operations"], run["watchers"]), ([0, 1, 2, 3], 3, 10))
+        self.assertGreater(run["rate_per_s"], 0)
 
 
 class DriverOutputTests(SynchronousTestCase):
@@ -141,22 +152,44 @@ class SummaryTests(SynchronousTestCase):
 
     def test_ratio_and_goal(self) -> None:
         """A workload has the medians of each system, ours against the others, and its goal."""
-        runs: compare.Runs = {
+        runs: rounds.Runs = {
             "put-8": {
                 "etcd": [{"rate_per_s": 100.0}, {"rate_per_s": 300.0}],
                 "twisted_paxos": [{"rate_per_s": 200.0}, {"rate_per_s": 900.0}],
             }
         }
-        (row,) = compare.summary(runs)
-        self.assertEqual((row["ratios"], row["goal"]), ({"etcd": 2.5}, 2.0))
+        (row,) = report.summary(runs)
+        goal = {"goal": ">= 2 rate_per_s of etcd's", "found": 2.5, "reached": True}
+        self.assertEqual((row["ratios"], row["goals"]), ({"etcd": 2.5}, [goal]))
         self.assertEqual(row["etcd"], {"rate_per_s": 200.0})
 
     def test_lower_is_better(self) -> None:
         """Fail-over is compared by its time."""
-        runs: compare.Runs = {
-            "failover": {"etcd": [{"fail_over_s": 1.6}], "twisted_paxos": [{"fail_over_s": 0.4}]}
+        runs: rounds.Runs = {
+            "failover": {"etcd": [{"fail_over_s": 1.6}], "twisted_paxos": [{"fail_over_s": 1.2}]},
+            "idle": {"twisted_paxos": [{"cpu_percent": 0.7}]},
         }
-        self.assertEqual(compare.summary(runs)[0]["ratios"], {"etcd": 0.25})
+        failover, idle = report.summary(runs)
+        self.assertEqual(failover["ratios"], {"etcd": 0.75})
+        self.assertEqual([row["goals"][0]["reached"] for row in (failover, idle)], [False, True])
+
+    def test_every_workload_is_drawn(self) -> None:
+        """Each chart is well-formed, with workloads that only one system has as well."""
+        run = {"rate_per_s": 5.0, "p50_ms": 1.0, "p99_ms": 2.0, "p999_ms": 3.0, "max_ms": 4.0}
+        runs: rounds.Runs = {
+            **{
+                name: {"twisted_paxos": [run], "etcd": [run]}
+                for name in ("put-1", "put-8", "latency", "watch")
+            },
+            **{name: {"twisted_paxos": [{"server_cpu_us": 9.0, **run}]} for name in ("keys-10k", "keys-1M")},
+            "restart": {"etcd": [{"seconds": 1.5}], "twisted_paxos": [{"seconds": 2.5}]},
+        }
+        rows = report.summary(runs)
+        written = report.draw(rows, Path(self.mktemp()))
+        self.assertEqual([path.stem for path in written], ["puts", "watch", "restart", "growth", "latency"])
+        for path in written:
+            ElementTree.fromstring(path.read_text())
+        self.assertEqual(report.table(rows, ["twisted_paxos", "etcd"]).row_count, len(rows))
 
 
 class CommandTests(SynchronousTestCase):
@@ -164,7 +197,7 @@ class CommandTests(SynchronousTestCase):
 
     def test_unknown_part(self) -> None:
         """An unknown part is named in one line."""
-        done = CliRunner().invoke(compare.main, ["--parts", "put,speed", "--systems", "twisted_paxos"])
+        done = CliRunner().invoke(compare.main, ["--only", "put,speed", "--systems", "twisted_paxos"])
         self.assertEqual(done.exit_code, 2)
         self.assertIn("unknown part 'speed'", done.output)
 
@@ -188,13 +221,8 @@ class SmokeTests(TestCase):
 
     timeout = 120
 
-    async def test_ours_alone(self) -> None:
-        """Three real nodes, puts and reads: figures come out, and all that was acknowledged is there."""
-        place = Path(self.mktemp()).resolve()
-        place.mkdir()
-        report = place / "figures.json"
-        options = ["--systems", "twisted_paxos", "--rounds", "1", "--seconds", "0.3", "--warm-up", "0.2"]
-        options += ["--depths", "1,8", "--parts", "put,read", "--json", str(report), "--charts", str(place)]
+    async def compare(self, place: Path, *options: str) -> bytes:
+        """Run the command; what it says."""
         said, errors, status = await getProcessOutputAndValue(
             sys.executable,
             ["-m", "benchmarks.compare", *options],
@@ -203,10 +231,25 @@ class SmokeTests(TestCase):
             reactor=reactor,
         )
         self.assertEqual(status, 0, errors)
-        runs = msgspec.json.decode(report.read_bytes())["runs"]
-        self.assertEqual(set(runs), {"put-1", "put-8", "read-8", "serializable-8", "mix-8"})
-        for name, by in runs.items():
-            self.assertGreater(by["twisted_paxos"][0]["operations"], 0, name)
-            self.assertEqual(by["twisted_paxos"][0]["errors"], 0, name)
+        return said
+
+    async def test_ours_alone(self) -> None:
+        """Three real nodes, puts and reads: figures come out, and all that was acknowledged is there."""
+        place = Path(self.mktemp()).resolve()
+        place.mkdir()
+        report = place / "figures.json"
+        options = ["--systems", "twisted_paxos", "--rounds", "1", "--seconds", "0.3", "--warm-up", "0.2"]
+        options += ["--depths", "1,8", "--scale", "0.002", "--json", str(report), "--charts", str(place)]
+        said = await self.compare(place, *options, "--only", "put,read,lease")
         self.assertIn(b"put-8", said)
+        # The same command again goes on: what is there is not run anew, what is new is.
+        before = msgspec.json.decode(report.read_bytes())["runs"]
+        await self.compare(place, *options, "--only", "put,lease,watch")
+        runs = msgspec.json.decode(report.read_bytes())["runs"]
+        self.assertEqual({name: runs[name] for name in before}, before)
+        short = {"put-1", "put-8", "read-8", "serializable-8", "mix-8", "keepalive-8"}
+        self.assertEqual(set(runs), {*short, "watch"})
+        for name, by in runs.items():
+            self.assertGreater(by["twisted_paxos"][0]["rate_per_s"], 0, name)
+            self.assertEqual(by["twisted_paxos"][0].get("errors", 0), 0, name)
         self.assertTrue((place / "puts.svg").exists())

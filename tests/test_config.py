@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from twisted_paxos.addresses import Address, parse_address, server_endpoint, tol
 from twisted_paxos.config import NodeConfig, build_config, fingerprint
 from twisted_paxos.core import limits
 from twisted_paxos.errors import ConfigError
+from twisted_paxos.service import build_service
+from twisted_paxos.statemachine.kvlimits import KvLimits
 
 FINGERPRINT_ABC = "d5d16ca3dd5b3734"
 PEERS = ("A=10.0.0.1:7000", "B=10.0.0.2:7000", "C=[fd00::3]:7000")
@@ -184,6 +187,23 @@ class ClusterFileTests(ConfigCase):
         self.assertTrue(build_config("D", cluster=path).observer)
         self.assertIn("node A is a voter", self.refused("A", cluster=path, observer=True))
 
+    def test_store(self) -> None:
+        """Limits of the store reach the machine that a node is made with, and are part of the fingerprint."""
+        made = build_config(
+            "A", cluster=self.write(self.GOOD + "\n[store]\ntxn_ops_max = 7\nkeep_ms = 5000\n")
+        )
+        self.assertEqual(made.store, {"txn_ops_max": 7, "keep_ms": 5000})
+        plain = build_config("A", cluster=self.write(self.GOOD))
+        self.assertNotEqual(made.fingerprint(True), plain.fingerprint(True))
+        service: Any = build_service(MemoryReactorClock(), replace(made, storage="memory:"))
+        self.assertEqual(service.node.machine.limits, KvLimits(txn_ops_max=7, keep_ms=5000))
+
+    def test_every_store_limit(self) -> None:
+        """Each limit of the store can be set, and the usual ones lie within the range."""
+        self.assertEqual(set(config._STORE_LIMITS), set(KvLimits.__struct_fields__))
+        for name, (low, high) in config._STORE_LIMITS.items():
+            self.assertTrue(low <= getattr(KvLimits(), name) <= high, name)
+
     def test_options_win(self) -> None:
         """An option is stronger than the file."""
         made = build_config("A", cluster=self.write(self.GOOD), heartbeat_ms="70", client="tcp:9")
@@ -211,6 +231,9 @@ class ClusterFileTests(ConfigCase):
             ("heartbeat_ms = true\n" + good, "heartbeat_ms: must be a whole number"),
             ("disk_stall_ms = 1.5\n" + good, "disk_stall_ms: must be a whole number"),
             ("cluster_key_file = 1\n" + good, "cluster_key_file must be a text"),
+            ("store = 1\n" + good, "store must be a table"),
+            (good + "[store]\nquota = 1", "store.quota is unknown"),
+            (good + "[store]\ntxn_ops_max = 0", "store.txn_ops_max: must be a whole number from 1"),
             (good + '[nodes.B]\npeer = "h:1"', "A and B have the same address"),
         ]:
             path = self.write(text)
@@ -264,6 +287,37 @@ class OptionTests(ConfigCase):
         self.assertEqual(build_config("A", storage="sqlite:x.db").storage, "sqlite:x.db")
         for storage in ("", "x", ":x", "/tmp/x"):
             self.assertIn("--storage", self.refused(storage=storage))
+
+    def test_http(self) -> None:
+        """--http is host:port, an endpoint string, or none; by default 200 above the peer port."""
+        for given, endpoint, url in [
+            (None, "tcp:5200:interface=127.0.0.1:backlog=1024", "http://127.0.0.1:5200"),
+            ("127.0.0.1:9", "tcp:9:interface=127.0.0.1:backlog=1024", "http://127.0.0.1:9"),
+            ("[::1]:9", "tcp6:9:interface=\\:\\:1:backlog=1024", "http://[::1]:9"),
+            ("tcp:9", "tcp:9", "http://127.0.0.1:9"),
+            ("ssl:9:privateKey=k.pem", "ssl:9:privateKey=k.pem", "https://localhost:9"),
+            ("ssl:port=9:interface=10.0.0.9", "ssl:port=9:interface=10.0.0.9", "https://10.0.0.9:9"),
+            ("unix:/run/a.sock", "unix:/run/a.sock", "unix:///run/a.sock"),
+            ("none", "", "http://127.0.0.1:5200"),
+            ("", "", "http://127.0.0.1:5200"),
+        ]:
+            made = build_config("A", http=given)
+            self.assertEqual((made.http, made.http_urls["A"]), (endpoint, url), given)
+        self.assertEqual(made.http_urls["C"], "http://127.0.0.1:5202")
+        self.assertIn("--http", self.refused(http="x"))
+        self.assertEqual(build_config("A", peers=["A=127.0.0.1:65400"]).http, "")
+
+    def test_http_of_others(self) -> None:
+        """A cluster file says where the HTTP of each node is."""
+        text = '[nodes.A]\npeer = "10.0.0.1:7000"\nhttp = "10.0.0.1:80"\n[nodes.B]\npeer = "10.0.0.2:7000"'
+        path = self.write(text)
+        made = build_config("B", cluster=path)
+        self.assertEqual(made.http_urls, {"A": "http://10.0.0.1:80", "B": "http://10.0.0.2:7200"})
+        self.assertEqual(build_config("A", cluster=path).http, "tcp:80:interface=10.0.0.1:backlog=1024")
+
+    def test_http_allow_hosts(self) -> None:
+        """Names are taken as they are."""
+        self.assertEqual(build_config("A", http_allow_hosts=["db.example"]).http_allow_hosts, ("db.example",))
 
     def test_client(self) -> None:
         """--client is host:port or an endpoint string."""
@@ -348,6 +402,13 @@ class FingerprintTests(ConfigCase):
         self.assertEqual(len({base, *(fingerprint(voters, durable) for voters, durable in cases)}), 4)
         elsewhere = build_config("A", peers=PEERS)
         self.assertEqual(elsewhere.fingerprint(True), base)
+
+    def test_store(self) -> None:
+        """Nodes whose stores have other limits are not of one cluster."""
+        base = fingerprint(["A"], True)
+        self.assertEqual(base, fingerprint(["A"], True, {}))
+        one, other = (fingerprint(["A"], True, {"txn_ops_max": number}) for number in (64, 65))
+        self.assertEqual(len({base, one, other}), 3)
 
     def test_fixed(self) -> None:
         """It is part of what is stored and sent, so it never changes for a cluster that exists."""

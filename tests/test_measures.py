@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from random import Random
 
+from msgspec import Raw
 from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
 
+from twisted_paxos.core import limits
 from twisted_paxos.core.histogram import Histogram
+from twisted_paxos.core.messages import Command
+from twisted_paxos.errors import ValueTooLarge
 from twisted_paxos.figures import NOTES_MAX, Journal, NodeFigures
+from twisted_paxos.interfaces import IResultSink
+from twisted_paxos.node import PersistentPaxosNode
+from twisted_paxos.statemachine.commands import Result
 from twisted_paxos.testing.cluster import SimulatedCluster
 
 
@@ -37,6 +46,14 @@ class JournalTests(SynchronousTestCase):
         self.assertEqual((11, NOTES_MAX + 10), (notes[0].number, notes[-1].number))
 
 
+@implementer(IResultSink)
+class Sink:
+    """Wants no results."""
+
+    def applied(self, results: Sequence[Result]) -> None:
+        """See `IResultSink`."""
+
+
 class NodeFiguresTests(SynchronousTestCase):
     """What a node says of itself while things happen."""
 
@@ -51,9 +68,7 @@ class NodeFiguresTests(SynchronousTestCase):
 
     def figures(self, uid: str) -> NodeFigures:
         """Of one node."""
-        node = self.cluster.nodes[uid].node
-        assert node is not None
-        return node.figures()
+        return self.node(uid).figures()
 
     def kinds(self, uid: str) -> list[str]:
         """What its journal has, by kind."""
@@ -78,6 +93,43 @@ class NodeFiguresTests(SynchronousTestCase):
         for peer in found.peers:
             self.assertTrue(peer.reached and peer.heard and peer.voter)
             self.assertGreater(peer.round_trips.total, 3)
+
+    def node(self, uid: str) -> PersistentPaxosNode:
+        """One that runs."""
+        node = self.cluster.nodes[uid].node
+        assert node is not None
+        return node
+
+    def test_refused_and_failed(self) -> None:
+        """A command that is too large counts as refused, one of an unknown session as failed."""
+        node = self.node(self.leader)
+        large = Raw(b'"' + b"x" * limits.PAYLOAD_MAX_BYTES + b'"')
+        self.assertRaises(ValueTooLarge, node.submit, [Command("nobody", 1, 1, large)], Sink())
+        node.submit([Command("nobody", 2, 1, Raw(b'"small"'))], Sink())
+        self.cluster.clock.advance(2)
+        self.assertEqual((1, 1), (self.figures(self.leader).refused, self.figures(self.leader).failed))
+        self.assertEqual(
+            (0, 1), (self.figures(self.followers[0]).refused, self.figures(self.followers[0]).failed)
+        )
+
+    def test_snapshot(self) -> None:
+        """A snapshot counts, has its duration, slot and size, and is noted."""
+        self.cluster.result(self.cluster.client(self.leader).propose("v"), 5)
+        self.node(self.leader).snapshot_maker.make()
+        self.assertTrue(self.figures(self.leader).snapshots.running)
+        self.cluster.clock.advance(2)
+        found = self.figures(self.leader).snapshots
+        self.assertEqual((1, 1, False), (found.made, found.durations.total, found.running))
+        self.assertGreater(min(found.slot, found.size_bytes), 0)
+        self.assertEqual("snapshot", self.kinds(self.leader)[-1])
+
+    def test_full_disk(self) -> None:
+        """A disk that is full, and has room again, is noted once each."""
+        performer = self.node(self.followers[0]).performer
+        for full, kind in ((True, "disk_full"), (False, "disk_room")):
+            performer.full = full
+            self.cluster.clock.advance(0.3)
+            self.assertEqual(1, self.kinds(self.followers[0]).count(kind))
 
     def test_connectivity(self) -> None:
         """A node that is cut off is neither heard nor reached, and the journal says so; and back."""

@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import io
 import os
+import resource
 import sys
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,8 @@ class OptionsTests(TapCase):
             *("-n", "paxos", "--id", "D", "--observer", "--storage", "memory:", "--client", "tcp:9"),
             *("--peer", "A=10.0.0.1:7000", "--peer", "D=10.0.0.4:7000", "--bind", "0.0.0.0"),
             *("--heartbeat-ms", "50", "--disk-stall-ms", "700", "--datagram-max-bytes", "900"),
-            *("--cluster-key", "key"),
+            *("--cluster-key", "key", "--http", "tcp:8"),
+            *("--http-allow-host", "a.example", "--http-allow-host", "b.example"),
         ).subOptions
         expected = build_config(
             "D",
@@ -92,6 +94,8 @@ class OptionsTests(TapCase):
             disk_stall_ms=700,
             datagram_max_bytes=900,
             cluster_key="key",
+            http="tcp:8",
+            http_allow_hosts=["a.example", "b.example"],
         )
         self.assertEqual(options.config, expected)
 
@@ -374,6 +378,17 @@ class MakeServiceTests(TapCase):
             error = self.assertRaises(SystemExit, tap.makeService, self.options("--client", endpoint))
             self.assertIn("--client", error.code)
             self.assertNotIn("\n", error.code)
+            error = self.assertRaises(SystemExit, tap.makeService, self.options("--http", endpoint))
+            self.assertIn("--http", error.code)
+
+    def test_file_limit(self) -> None:
+        """The process may have as many open files as it is allowed to, and never fewer than before."""
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 1_000), hard))
+        tap.raise_file_limit()
+        expected = min(tap.FILES_WANTED, hard) if hard != resource.RLIM_INFINITY else tap.FILES_WANTED
+        self.assertEqual((expected, hard), resource.getrlimit(resource.RLIMIT_NOFILE))
 
     def test_bad_storage(self) -> None:
         """So does storage of a kind that nobody provides."""

@@ -83,10 +83,15 @@ def is_endpoint(text: str) -> bool:
     return bool(colon) and kind.lower() in _ENDPOINT_KINDS
 
 
-def server_endpoint(address: Address) -> str:
-    """A Twisted server endpoint string that listens on ``address``, whose host is an IP address."""
+def server_endpoint(address: Address, backlog: int | None = None) -> str:
+    """A Twisted server endpoint string that listens on ``address``, whose host is an IP address.
+
+    Args:
+        backlog: connections that may wait to be accepted, where that is not Twisted's own number.
+    """
     kind = "tcp6" if ":" in address.host else "tcp"
-    return f"{kind}:{address.port}:interface={address.host.replace(':', chr(92) + ':')}"
+    waiting = "" if backlog is None else f":backlog={backlog}"
+    return f"{kind}:{address.port}:interface={address.host.replace(':', chr(92) + ':')}{waiting}"
 
 
 def told_client(endpoint: str, host: str) -> str:

@@ -45,6 +45,9 @@ CLIENT_PORT_OFFSET: Final = 100
 HTTP_PORT_OFFSET: Final = 200
 """And HTTP is served this far above it."""
 
+HTTP_BACKLOG: Final = 1_024
+"""HTTP connections that may wait to be accepted: thousands of watches come at once after a restart."""
+
 NO_HTTP: Final = ("", "none")
 """As ``--http``: no HTTP."""
 
@@ -80,6 +83,18 @@ _LIMITS: Final[Mapping[str, tuple[int, int]]] = {
     "snapshot_log_mb": (1, 1_000_000),
 }
 
+_STORE_LIMITS: Final[Mapping[str, tuple[int, int]]] = {
+    "request_max_bytes": (1 << 10, 3 << 19),
+    "txn_ops_max": (1, 100_000),
+    "quota_bytes": (1 << 20, 1 << 40),
+    "keep_revisions": (1, 10**12),
+    "keep_ms": (1_000, 10**12),
+    "keep_bytes": (1 << 16, 1 << 40),
+    "lease_ttl_min_s": (1, 3_600),
+    "leases_max": (1, 10**8),
+}
+"""What ``[store]`` in a cluster file may set; `statemachine.kvlimits.KvLimits` says what they mean."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class NodeConfig:
@@ -104,6 +119,7 @@ class NodeConfig:
         datagram_max_bytes: the largest datagram; None: by path, see `datagram_limit`.
         snapshot_slots, snapshot_log_mb: a snapshot is made after so many slots, or when the log has
             grown to so many MiB.
+        store: limits of the key-value store that are not the usual ones, by their names in `KvLimits`.
         print_chosen: log one line for each chosen value.
         warnings: lines to be logged at the start.
     """
@@ -126,6 +142,7 @@ class NodeConfig:
     datagram_max_bytes: int | None = None
     snapshot_slots: int = SNAPSHOT_SLOTS
     snapshot_log_mb: int = SNAPSHOT_LOG_MB
+    store: Mapping[str, int] = field(default_factory=dict)
     print_chosen: bool = True
     warnings: tuple[str, ...] = ()
 
@@ -137,7 +154,7 @@ class NodeConfig:
 
     def fingerprint(self, durable: bool) -> str:
         """Of what all nodes of one cluster must agree on; see the function `fingerprint`."""
-        return fingerprint(tuple(self.members), durable)
+        return fingerprint(tuple(self.members), durable, self.store)
 
     def datagram_limit(self, ip: str) -> int:
         """The largest datagram in bytes to a peer at ``ip``; larger messages take the TCP link."""
@@ -146,13 +163,15 @@ class NodeConfig:
         return DATAGRAM_LOOPBACK_MAX_BYTES if is_loopback(ip) else DATAGRAM_PATH_MAX_BYTES
 
 
-def fingerprint(voters: Sequence[str], durable: bool) -> str:
-    """16 hex digits over the voters' ids, the kind of quorum, and whether storage is durable.
+def fingerprint(voters: Sequence[str], durable: bool, store: Mapping[str, int] | None = None) -> str:
+    """16 hex digits over the voters' ids, the kind of quorum, whether storage is durable, and ``store``.
 
     Messages of another fingerprint are dropped, so nodes that disagree on any of these never
     mix. Addresses are left out: they may differ from node to node, and change.
     """
     lines = ["twisted_paxos", QUORUM, "durable" if durable else "memory", *sorted(voters)]
+    # Members with other limits would answer one and the same command differently.
+    lines += [f"{name}={limit}" for name, limit in sorted((store or {}).items())]
     return hashlib.blake2b("\n".join(lines).encode("ascii"), digest_size=8).hexdigest()
 
 
@@ -203,6 +222,7 @@ class Cluster(NamedTuple):
     clients: dict[str, str]
     https: dict[str, str]
     settings: dict[str, int]
+    store: dict[str, int]
     key_file: str | None = None
 
 
@@ -216,15 +236,24 @@ def read_cluster_file(path: str) -> Cluster:
         table = tomllib.loads(_read(path, CLUSTER_FILE_MAX_BYTES, "--cluster").decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: this is no TOML: {_one_line(error)}") from None
-    _refuse_unknown(table, {"nodes", "cluster_key_file", *_LIMITS}, path, "")
+    _refuse_unknown(table, {"nodes", "store", "cluster_key_file", *_LIMITS}, path, "")
     nodes = table.get("nodes")
     if not isinstance(nodes, dict) or not nodes:
         raise ConfigError(f'{path}: each node needs a table, such as [nodes.A] with peer = "host:port"')
     settings = {key: check_number(table[key], key, f"{path}: {key}") for key in _LIMITS if key in table}
-    cluster = Cluster(path, {}, {}, {}, {}, settings, _key_file_of(table, path))
+    cluster = Cluster(path, {}, {}, {}, {}, settings, _store_of(table, path), _key_file_of(table, path))
     for uid, node in nodes.items():
         _add_node(cluster, uid, node)
     return cluster
+
+
+def _store_of(table: Mapping[str, Any], path: str) -> dict[str, int]:
+    """The limits of the key-value store, which all nodes of a cluster share."""
+    store = table.get("store", {})
+    if not isinstance(store, dict):
+        raise ConfigError(f"{path}: store must be a table, such as [store] with quota_bytes = 4294967296")
+    _refuse_unknown(store, set(_STORE_LIMITS), path, "store.")
+    return {key: _in_range(store[key], _STORE_LIMITS[key], f"{path}: store.{key}") for key in store}
 
 
 def _key_file_of(table: Mapping[str, Any], path: str) -> str | None:
@@ -274,9 +303,13 @@ def check_number(value: object, key: str, where: str) -> int:
     Raises:
         ConfigError: it does not, or is no whole number.
     """
-    low, high = _LIMITS[key]
     if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) <= 9:
         value = int(value)
+    return _in_range(value, _LIMITS[key], where)
+
+
+def _in_range(value: object, limits: tuple[int, int], where: str) -> int:
+    low, high = limits
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         raise ConfigError(f"{where}: must be a whole number from {low} to {high}, not {str(value)[:40]!r}")
     return value
@@ -316,7 +349,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _cluster_of_peers(peers: Sequence[str], uid: str, observer: bool) -> Cluster:
-    cluster = Cluster("--peer", {}, {}, {}, {}, {})
+    cluster = Cluster("--peer", {}, {}, {}, {}, {}, {})
     for peer in peers:
         name, address = parse_peer(peer)
         if name in cluster.members or name in cluster.observers:
@@ -327,7 +360,7 @@ def _cluster_of_peers(peers: Sequence[str], uid: str, observer: bool) -> Cluster
 
 
 def _built_in_cluster(uid: str, observer: bool) -> Cluster:
-    cluster = Cluster("the built-in cluster", dict(BUILT_IN_MEMBERS), {}, {}, {}, {})
+    cluster = Cluster("the built-in cluster", dict(BUILT_IN_MEMBERS), {}, {}, {}, {}, {})
     address = built_in_uid_address(uid)
     if observer and address is not None and uid not in cluster.members:
         cluster.observers[uid] = address
@@ -416,18 +449,20 @@ def _client_port(
     return endpoint, told
 
 
-def _endpoint(text: str | None, bind: Address, where: str, option: str, offset: int) -> str:
+def _endpoint(
+    text: str | None, bind: Address, where: str, option: str, offset: int, backlog: int | None = None
+) -> str:
     """The server endpoint string for ``text``, which is one, or ``host:port``, or None."""
     if text is None:
         port = bind.port + offset
         if port > 65_535:
             raise ConfigError(f"{option}: there is no port {offset} above {bind}: name one")
-        return server_endpoint(Address(bind.host, port))
+        return server_endpoint(Address(bind.host, port), backlog)
     if is_endpoint(text):
         return text
     if text.startswith("[") or text.count(":") == 1:
         address = parse_address(text, where)
-        return server_endpoint(Address(_default_bind(address).host, address.port))
+        return server_endpoint(Address(_default_bind(address).host, address.port), backlog)
     raise ConfigError(f"{where}: {text[:80]!r} is neither host:port nor an endpoint such as tcp:5100")
 
 
@@ -439,7 +474,7 @@ def _http_port(option: str | None, cluster: Cluster, uid: str, bind: Address) ->
         return ""  # nobody asked for it
     if text in NO_HTTP:
         return ""
-    return _endpoint(text, bind, where, "--http", HTTP_PORT_OFFSET)
+    return _endpoint(text, bind, where, "--http", HTTP_PORT_OFFSET, HTTP_BACKLOG)
 
 
 def _http_urls(cluster: Cluster, uid: str, own_endpoint: str) -> dict[str, str]:
@@ -525,6 +560,7 @@ def build_config(
         datagram_max_bytes=settings.get("datagram_max_bytes"),
         snapshot_slots=settings.get("snapshot_slots", SNAPSHOT_SLOTS),
         snapshot_log_mb=settings.get("snapshot_log_mb", SNAPSHOT_LOG_MB),
+        store=found.store,
         print_chosen=print_chosen,
         warnings=warnings,
     )

@@ -67,9 +67,8 @@ log = Logger()
 RECEIVE_BUFFER_BYTES = 4 << 20
 """What is asked of the system for the UDP port: its default holds four large datagrams."""
 
-TIMER_LATE_S = 0.001
-TIMER_EARLY_S = 0.020
-"""The timer stays as it is when it is due late, or early, by no more than this."""
+EARLY_S = 0.0005
+"""A timer that fires this much before its time is on time."""
 
 REPORT_WAITING_S = 5.0
 """How often a node that cannot vote yet says for whom it waits."""
@@ -127,6 +126,7 @@ class PersistentPaxosNode(Service):
         self.machine = machine if machine is not None else OpaqueLog()
         self._snapshot_policy = snapshot_policy
         self._stopping = False
+        self._restoring = False
         self._timer: Any = None
         self._flush_planned = False
         self._recovered_upto = 0
@@ -262,12 +262,20 @@ class PersistentPaxosNode(Service):
         if not snapshot_slot:
             self.applier.resume(self.replica.log.chosen_upto)
             return
+        if self._restoring:
+            return  # One at a time: the newest comes next.
+        self._restoring = True
         restoring = Deferred.fromCoroutine(restore(self._reactor, self.storage, self.state))
         restoring.addCallback(self._restored)
         restoring.addErrback(self._fail)
 
     def _restored(self, header: Header | None) -> None:
+        self._restoring = False
         if self._stopping or header is None:
+            return
+        if self.storage.snapshot_slot > header.slot:
+            # A newer one was fetched meanwhile; the log between the two is gone.
+            self._restore(self.storage.snapshot_slot)
             return
         log.info("restored the snapshot of slot {slot}", slot=header.slot)
         if header.slot > self.replica.log.chosen_upto:
@@ -399,16 +407,15 @@ class PersistentPaxosNode(Service):
         if self.performer.overfull and isinstance(message, (*AcceptorProtocol.takes, *LearnerProtocol.takes)):
             self.receiver.drop("disk_behind", sender.uid)
             return Effects()
-        return self._decide(lambda: self.replica.receive(sender, message, now_s))
+        return self._decide(self.replica.receive, sender, message, now_s)
 
     def _receive_own(self, message: Any) -> Effects:
-        now_s = self._reactor.seconds()
-        return self._decide(lambda: self.replica.receive(self.replica.me, message, now_s))
+        return self._decide(self.replica.receive, self.replica.me, message, self._reactor.seconds())
 
-    def _decide(self, decision: Callable[[], Effects]) -> Effects:
+    def _decide(self, decision: Callable[..., Effects], *of: Any) -> Effects:
         """Ask the replica. A rule that does not hold ends the node: nothing may follow from it."""
         try:
-            effects = decision()
+            effects = decision(*of)
         except Exception:
             self._fail(Failure())
             return Effects()
@@ -421,7 +428,20 @@ class PersistentPaxosNode(Service):
             return
         if effects:
             self.performer.perform(effects)
-        self._rearm()
+            self._rearm()
+        elif self.replica.learner.deadline_s is not None:
+            # Where nothing follows from a message, only what is missing can have made a time earlier.
+            self._rearm()
+
+    def _timer_fired(self) -> None:
+        """What it was armed for is often done by then: a proposal is chosen long before its retry."""
+        if self._stopping:
+            return
+        now_s = self._reactor.seconds()
+        if self.replica.deadline_s(now_s) > now_s + EARLY_S:
+            self._rearm()
+        else:
+            self._tick()
 
     def _tick(self) -> None:
         if self._stopping:
@@ -429,7 +449,7 @@ class PersistentPaxosNode(Service):
         now_s = self._reactor.seconds()
         self.replica.disk_waiting_since_s = self.performer.waiting_since_s
         self.replica.disk_full = self.performer.full
-        self.performer.perform(self._decide(lambda: self.replica.tick(now_s)))
+        self.performer.perform(self._decide(self.replica.tick, now_s))
         if self._stopping:
             return
         self._report(now_s)
@@ -444,8 +464,8 @@ class PersistentPaxosNode(Service):
         delay_s = max(0.001, self.replica.deadline_s(now_s) - now_s)
         timer = self._timer
         if timer is None or not timer.active():
-            self._timer = self._reactor.callLater(delay_s, self._tick)
-        elif not -TIMER_LATE_S <= now_s + delay_s - timer.getTime() <= TIMER_EARLY_S:
+            self._timer = self._reactor.callLater(delay_s, self._timer_fired)
+        elif timer.getTime() > now_s + delay_s + 0.001:
             timer.reset(delay_s)
 
     def _report(self, now_s: float) -> None:
@@ -505,9 +525,12 @@ class PersistentPaxosNode(Service):
         self._flush_planned = False
         if not self._stopping:
             now_s = self._reactor.seconds()
-            self._perform(self._decide(lambda: self.reads.ask(now_s)))
-            self._perform(self._decide(lambda: self.replica.flush(now_s)))
-            self.performer.write_now()
+            self.performer.gather()
+            try:
+                self._perform(self._decide(self.reads.ask, now_s))
+                self._perform(self._decide(self.replica.flush, now_s))
+            finally:
+                self.performer.write_now()
 
     def forget(self, sink: IResultSink) -> None:
         """See `INode.forget`."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+import resource
 import secrets
 import socket
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -24,16 +26,20 @@ from twisted_paxos.node import PersistentPaxosNode
 from twisted_paxos.protocols.clientport import ClientPort
 from twisted_paxos.snapshots import Policy
 from twisted_paxos.statemachine.kv import KeyValueStore
+from twisted_paxos.statemachine.kvlimits import KvLimits
 from twisted_paxos.statemachine.machine import IStateMachine
 from twisted_paxos.storage.providers import find_provider
 from twisted_paxos.web.gateway import Identity, MemberInfo
-from twisted_paxos.web.http import GatewaySite
+from twisted_paxos.web.http import CONNECTIONS_MAX, GatewaySite
 from twisted_paxos.web.pages import StatusPages
 from twisted_paxos.web.site import make_site
 
 log = Logger()
 
 INCARNATION_BYTES = 8
+
+FILES_RESERVED = 2_000
+"""Open files that are not for HTTP clients: a thousand native clients, peers, storage."""
 
 
 class NodeService(Service):
@@ -112,6 +118,7 @@ class NodeService(Service):
             Identity(node.cluster, members),
             f"http-{self._entropy()}",
             (*own_names, *config.http_allow_hosts),
+            _http_connections_max(),
             pages=self._pages.resources,
         )
 
@@ -200,20 +207,30 @@ class NodeService(Service):
             self._fail(failure.getErrorMessage())
 
 
+def _http_connections_max() -> int:
+    """HTTP clients that this process can have, and still open its own files and serve other clients."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files == resource.RLIM_INFINITY:
+        return CONNECTIONS_MAX
+    return min(CONNECTIONS_MAX, max(files // 2, files - FILES_RESERVED))
+
+
 def build_service(
-    reactor: Any, config: NodeConfig, machine: Callable[[], IStateMachine] = KeyValueStore
+    reactor: Any, config: NodeConfig, machine: Callable[[], IStateMachine] | None = None
 ) -> IService:
     """Everything that one node needs, not yet started; touches no file and no port.
 
     Args:
         reactor: everything runs on it.
         config: the node's.
-        machine: makes an empty state machine of your own; all members of a cluster have the same one.
+        machine: makes an empty state machine of your own, in place of the key-value store; all members
+            of a cluster have the same one.
 
     Raises:
         ConfigError: the storage cannot be understood.
     """
     provider, location = find_provider(config.storage)
+    machine = machine or partial(KeyValueStore, KvLimits(**config.store))
     return NodeService(
         reactor,
         config,

@@ -16,6 +16,7 @@ import atexit
 import fcntl
 import gc
 import os
+import resource
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -42,6 +43,9 @@ TWISTD_PID_FILE = "twistd.pid"
 
 STATUS_PIPE_MAX_BYTES = 98
 """What twistd's parent process reads of an error message (its own limit is 100 with two of its own)."""
+
+FILES_WANTED = 65_536
+"""Open files of a node: twenty thousand HTTP clients, a thousand others, and room."""
 
 EXPECTED = (PaxosError, CannotListenError, OSError)
 """Errors that a line describes; anything else is a mistake of ours and is logged with its traceback."""
@@ -399,6 +403,7 @@ def makeService(options: Options) -> IService:
     # The reactor's clock is the wall clock; when that is set back, every timer stands still.
     reactor.seconds = time.monotonic  # type: ignore[method-assign]
     config = options.config
+    raise_file_limit()
     check_endpoint(reactor, config.client, "--client")
     if config.http:
         check_endpoint(reactor, config.http, "--http")
@@ -408,6 +413,14 @@ def makeService(options: Options) -> IService:
         raise SystemExit(f"paxos: {describe(error)}") from None
     twistd = getattr(options, "parent", None) or {}
     return NodeProcess(reactor, node, config, options.pid_file, twistd, bool(options["log-json"]))
+
+
+def raise_file_limit() -> None:
+    """Allow this process as many open files as it may have, up to `FILES_WANTED`: a connection needs one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES_WANTED if hard == resource.RLIM_INFINITY else min(FILES_WANTED, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def check_endpoint(reactor: Any, endpoint: str, option: str) -> None:

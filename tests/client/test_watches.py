@@ -12,7 +12,8 @@ from twisted_paxos.client.watches import Watch, Watches
 from twisted_paxos.errors import Overloaded, Unavailable, WatchCanceled
 from twisted_paxos.protocols import watchport
 from twisted_paxos.statemachine.commands import Context
-from twisted_paxos.statemachine.kvcommands import Event, KeyValue, Put, Txn, encode_command
+from twisted_paxos.statemachine.kv import KeyValueStore
+from twisted_paxos.statemachine.kvcommands import Compact, Event, KeyValue, Put, Txn, encode_command
 from twisted_paxos.statemachine.watches import WatchBatch, WatchRequest
 
 
@@ -52,6 +53,16 @@ class WatchCase(ClientCase):
         """A put for each key, without the client."""
         for key in keys:
             self.nodes[0].machine.apply(encode_command(Put(key.encode(), b"v")), Context(1, 0, 0))
+
+    def take_snapshot(self) -> None:
+        """The node comes to be at revision 9, compacted at 6, by a snapshot."""
+        other = KeyValueStore()
+        for number in range(8):
+            other.apply(encode_command(Put(b"%d" % number, b"v")), Context(1, 0, 0))
+        other.apply(encode_command(Compact(6)), Context(1, 0, 0))
+        for _ in self.nodes[0].machine.restore(iter(list(other.snapshot()))):
+            pass
+        self.network.run(0.1)
 
     def consume(self, **options: Any) -> Consumer:
         """Watch everything."""
@@ -232,6 +243,22 @@ class ResumeTests(WatchCase):
         self.put("b", "c", "d")
         self.network.run(0.1)
         self.assertEqual([4, 5], consumer.revisions)
+
+    def test_node_behind_the_client_takes_a_snapshot(self) -> None:
+        """What a node missed, and cannot tell any more, does not end a watch that does not want it."""
+        self.kv.revision = 8
+        consumer = self.consume()
+        self.take_snapshot()
+        self.assertNoResult(consumer.ended)
+        self.put("new")
+        self.network.run(0.1)
+        self.assertEqual([9, 10], consumer.revisions)
+
+    def test_node_lacks_history(self) -> None:
+        """A watch that does want it ends, and says where history begins."""
+        consumer = self.consume(start_revision=3)
+        self.take_snapshot()
+        self.assertEqual(6, self.failureResultOf(consumer.ended, WatchCanceled).value.compact_revision)
 
 
 class SlowConsumerTests(WatchCase):

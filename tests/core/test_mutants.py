@@ -31,6 +31,7 @@ SEEDS = 60
 RUNS = (
     (3, Weather(seconds=6.0, loss=0.5, replay=0.0, commands=0.7, writes_per_s=60.0)),
     (5, Weather(seconds=10.0, loss=0.15, replay=0.03, commands=0.8)),
+    (5, Weather(loss=0.2, replay=0.2, stall=0.01)),
 )
 """Sizes and weathers, in turn for each seed: different faults show in different ones."""
 

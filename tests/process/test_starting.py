@@ -53,7 +53,7 @@ class StopTests(ProcessCase):
         ports = free_ports(2)
         ended = await self.run_program(
             *(*TWISTD, "-n", "--pidfile", "other.pid", "paxos", "--id", "A"),
-            *(f"--peer=A=127.0.0.1:{ports[0]}", f"--client=127.0.0.1:{ports[1]}"),
+            *(f"--peer=A=127.0.0.1:{ports[0]}", f"--client=127.0.0.1:{ports[1]}", "--http=none"),
         )
         self.assert_one_line(ended, "runs already")
         self.assertTrue(node.running)
@@ -61,7 +61,7 @@ class StopTests(ProcessCase):
     async def test_short_form(self) -> None:
         """``python -m twisted_paxos A`` is ``twistd -n paxos --id A``."""
         ports = free_ports(2)
-        options = [f"--peer=A=127.0.0.1:{ports[0]}", f"--client=127.0.0.1:{ports[1]}"]
+        options = [f"--peer=A=127.0.0.1:{ports[0]}", f"--client=127.0.0.1:{ports[1]}", "--http=none"]
 
         node = self.node("A", options, f"127.0.0.1:{ports[1]}", bare_id=True)
         node.start()
@@ -129,7 +129,7 @@ class RefusalTests(ProcessCase):
         cluster = await self.started("A")
         await cluster.nodes["A"].stop()
         ports = free_ports(3)
-        alone = (f"--peer=A=127.0.0.1:{ports[0]}", f"--client=127.0.0.1:{ports[1]}")
+        alone = (f"--peer=A=127.0.0.1:{ports[0]}", f"--client=127.0.0.1:{ports[1]}", "--http=none")
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken, socket.socket() as taken_too:
             taken.bind(("127.0.0.1", 0))
             taken_too.bind(("127.0.0.1", 0))
@@ -147,6 +147,7 @@ class RefusalTests(ProcessCase):
                 str(busy_too): [
                     *("--id", "A", alone[0], "--storage", "file:busy-too"),
                     f"--client=127.0.0.1:{busy_too}",
+                    "--http=none",
                 ],
                 "file": ["--id", "A", *alone, "--storage", "file:file"],
                 "belongs to node 'A'": [
@@ -170,7 +171,15 @@ class DaemonTests(ProcessCase):
         ports = free_ports(2)
         endpoint = f"127.0.0.1:{ports[1]}"
         started = await self.run_program(
-            *(*TWISTD, "paxos", "--id", "A", f"--peer=A=127.0.0.1:{ports[0]}", f"--client={endpoint}")
+            *(
+                *TWISTD,
+                "paxos",
+                "--id",
+                "A",
+                f"--peer=A=127.0.0.1:{ports[0]}",
+                f"--client={endpoint}",
+                "--http=none",
+            )
         )
         self.assertEqual(0, started.status, started.errors)
         pid_file = self.directory / "paxos-A.pid"

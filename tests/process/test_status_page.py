@@ -14,11 +14,14 @@ from unittest import SkipTest
 
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThread
+from twisted.logger import Logger
 
 from twisted_paxos.client import connect
 from twisted_paxos.testing.nodes import NodeProcess, free_ports, poll
 
 from .support import SLOW_S, ProcessCase
+
+log = Logger()
 
 KILLS = 3
 SHOWN_S = 2.0
@@ -158,10 +161,24 @@ class StatusPageTests(StatusPageCase):
             self.nodes[old].start()
             await self.nodes[old].wait_ready(SLOW_S)
             await self.shows_all()
+        log.info("the page showed the next leader after {took_s} s", took_s=took_s)
         self.assertLess(statistics.median(took_s), SHOWN_S, took_s)
         events = await self.run_script("return document.getElementById('events').textContent")
         self.assertIn(f"{new} leads, ballot", events)
         await self.assert_no_complaints()
+
+    async def test_leader_stopped(self) -> None:
+        """A leader that hangs, its connections open, does not keep the page from showing the next one."""
+        await self.begin()
+        old = await self.leader()
+        await self.open(next(uid for uid in "ABC" if uid != old))
+        self.nodes[old].signal("STOP")
+        new = await self.shows_leader(lambda found: found not in ("", old))
+        card = f"return document.querySelector('.card[data-uid=\"{old}\"]').className"
+        await self.shows("the one that hangs as gone", card, "card away".__eq__)
+        self.nodes[old].signal("CONT")
+        await self.shows("it as a follower", card, "card follower".__eq__)
+        self.assertEqual(new, await self.shows_leader(bool))
 
     async def test_page_outlives_its_node(self) -> None:
         """The leader's own page goes on by what the others say, and marks its node as not reachable."""

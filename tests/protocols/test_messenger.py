@@ -140,6 +140,7 @@ class SendingTests(MessengerCase):
     def test_systemErrorsAreLostDatagrams(self) -> None:
         """A full buffer or a missing route is counted, and raises nothing."""
         with patch.object(self.a.port.transport, "write", side_effect=OSError("no route")):
+            self.a.messenger.attach(self.a.port.transport)
             self.send(("B",), Fetch(1, 2, 3))
         self.assertEqual(self.a.messenger.failed, 1)
 

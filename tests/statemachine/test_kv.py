@@ -8,6 +8,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from tests.statemachine.support import Store, reopened
+from twisted_paxos.statemachine import kv
 from twisted_paxos.statemachine import kvcommands as kvc
 from twisted_paxos.statemachine.commands import Context, encode_opaque
 from twisted_paxos.statemachine.kv import KeyValueStore
@@ -47,6 +48,34 @@ class ContractTests(SynchronousTestCase):
         self.assertEqual(ask(kvc.StoreQuery())["keys"], 1)
         self.assertEqual(ask(Put(b"k"))["type"], "error")
         self.assertEqual(store.kv.revision, 2)
+
+    def test_a_query_has_a_largest_answer(self) -> None:
+        """A range of too many bytes is refused before it is encoded; with a limit it is answered."""
+        self.patch(kv, "ANSWER_MAX_BYTES", 25)
+        store = Store()
+        for key in (b"a", b"b", b"c"):
+            store.put(key, b"123456789")
+        ask = lambda query: msgspec.json.decode(store.kv.query(Raw(kvc.encode(query))))  # noqa: E731
+        refused = ask(Range(b"a", b"z"))
+        self.assertEqual((refused["type"], refused["code"]), ("error", kvc.RESOURCE_EXHAUSTED))
+        self.assertEqual(len(ask(Range(b"a", b"z", limit=2))["kvs"]), 2)
+        self.assertEqual(ask(Range(b"a", b"z", keys_only=True))["count"], 3)
+
+    def test_history_grows_old_without_commands(self) -> None:
+        """The store asks for the slots that age needs: an idle cluster lets go of history as well."""
+        store = Store(KvLimits(keep_ms=64_000))
+        store.put(b"a")
+        store.advance()
+        self.assertIsNone(store.kv.deadline_ms)
+        for _ in range(3):
+            store.put(b"a")
+        slots = 0
+        while (deadline_ms := store.kv.deadline_ms) is not None:
+            store.advance(max(0, deadline_ms - store.time_ms))
+            slots += 1
+            self.assertLess(slots, 5)
+        self.assertEqual(store.kv.compact_revision, store.kv.revision)
+        self.assertLessEqual(store.time_ms, 1_000 + 2 * 64_000)
 
     def test_opaque_values_are_left_alone(self) -> None:
         """Values of the plain log give null and change nothing."""
@@ -217,6 +246,24 @@ class RangeTests(SynchronousTestCase):
 
 class TxnTests(SynchronousTestCase):
     """Transactions."""
+
+    def test_order_of_refusals(self) -> None:
+        """What a put lacks is said before what a read cannot have, wherever they stand."""
+        store = Store()
+        reads, puts = Range(b"a", revision=99), Put(b"a", ignore_value=True)
+        for operations in ((reads, puts), (puts, reads), (Txn(success=(reads,)), Txn(success=(puts,)))):
+            self.assertEqual(store.do(Txn(success=operations)), kvc.KEY_NOT_FOUND)
+        self.assertEqual(store.do(Txn(success=(reads, Put(b"a", lease=7)))), kvc.LEASE_NOT_FOUND)
+
+    def test_negative_revision(self) -> None:
+        """A revision below 0 is compacted inside a transaction, and the present outside of one."""
+        store = Store()
+        store.do(Put(b"a", b"1"))
+        read = Range(b"a", revision=-1)
+        self.assertEqual(store.do(Txn(success=(read,))).responses[0].count, 1)
+        store.do(kvc.Compact(2))
+        self.assertEqual(store.do(Txn(success=(read,))), kvc.COMPACTED)
+        self.assertEqual(store.do(read).count, 1)
 
     def test_one_revision(self) -> None:
         """All its changes make one revision; it sees its own, and a reading one makes none."""

@@ -68,6 +68,14 @@ class KnownHistories(SynchronousTestCase):
         self.bad(read("a", 0, 0.5), unknown)
         self.bad(unknown, read("a", 2, 3), swap("b", "a", 4, 5), read("a", 6, 7))
 
+    def test_unknown_compare_and_swap(self) -> None:
+        """It needs its value: without that it has no effect, whenever it comes."""
+        unknown = Call(1, math.inf, "b", None, "a")
+        self.good(swap("a", EMPTY, 0, 2), unknown, read("b", 4, 5))
+        self.good(swap("a", EMPTY, 0, 2), unknown, read("a", 4, 5))
+        self.bad(unknown, read("b", 4, 5))
+        self.bad(swap("a", EMPTY, 0, 0.5), swap("c", "a", 0.6, 0.7), unknown, read("b", 4, 5))
+
     def test_value_from_nowhere(self) -> None:
         """What nobody wrote is not read."""
         self.bad(read("z", 0, 1))

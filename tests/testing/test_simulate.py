@@ -20,7 +20,15 @@ from twisted_paxos.errors import ConfigError
 from twisted_paxos.testing import seeds, simulate
 from twisted_paxos.testing.minimise import minimise
 from twisted_paxos.testing.run import Run, summary
-from twisted_paxos.testing.schedule import CLASSES, Schedule, all_kinds, describe, draw_schedule, parse_kinds
+from twisted_paxos.testing.schedule import (
+    CLASSES,
+    LOADS,
+    Schedule,
+    all_kinds,
+    describe,
+    draw_schedule,
+    parse_kinds,
+)
 from twisted_paxos.testing.simulate import main
 
 REGRESSIONS = Path(__file__).parents[1] / "regressions" / "seeds.txt"
@@ -31,10 +39,11 @@ print([run_seed(Wish(seed, faulty_s=4.0)).outcome.digest for seed in (3, 7)])
 """
 
 
-def regression_seeds() -> list[int]:
-    """The seeds of `tests/regressions/seeds.txt`."""
+def regression_seeds() -> list[tuple[int, str]]:
+    """The seeds of `tests/regressions/seeds.txt`, each with what its clients do."""
     lines = REGRESSIONS.read_text().splitlines()
-    return [int(line.split()[0]) for line in lines if line and not line.startswith("#")]
+    words = [line.split() for line in lines if line and not line.startswith("#")]
+    return [(int(seed), load if load in LOADS else "registers") for seed, load, *_ in words]
 
 
 class RunTests(SynchronousTestCase):
@@ -79,13 +88,13 @@ class RunTests(SynchronousTestCase):
 
 
 def _regression_tests() -> None:
-    for seed in regression_seeds():
+    for seed, load in regression_seeds():
 
-        def test(self: RunTests, seed: int = seed) -> None:
-            self.check(draw_schedule(seed))
+        def test(self: RunTests, seed: int = seed, load: str = load) -> None:
+            self.check(draw_schedule(seed, load=load))
 
-        test.__doc__ = f"Seed {seed} finds nothing (any more)."
-        setattr(RunTests, f"test_seed_{seed}", test)
+        test.__doc__ = f"Seed {seed} with {load} finds nothing (any more)."
+        setattr(RunTests, f"test_seed_{seed}_{load}", test)
 
 
 _regression_tests()

@@ -413,6 +413,11 @@ class Watches:
             self._rest_if_full(watch)
         elif batch.cancel_reason.startswith(UNAVAILABLE):
             self._leave(batch.cancel_reason)
+        elif 0 < batch.compact_revision <= watch.next_revision:
+            # The node was behind this client: what it misses is not wanted, and the rest is there.
+            self._at_node.pop(watch.request_id, None)
+            watch.detached()
+            self._start(watch)
         else:
             self._end(watch, WatchCanceled(batch.cancel_reason, batch.compact_revision))
 

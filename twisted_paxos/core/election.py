@@ -124,11 +124,11 @@ class Election:
             # From when the probe was sent, not from when the answer came: it may have been slow.
             reached_s = max(reached_s, sent_s)
         self._heard[uid] = Heard(status, now_s, reached_s, voter, round_trip_s)
-        if answers_round == self.round and not self.silent():
-            # Everybody has answered: nobody is to be asked once more in this round.
-            self._next_probe_s = self._next_round_s
         if voter:
             self._votes_heard_s[uid] = now_s
+            if answers_round == self.round and not self.silent():
+                # Nobody is left to be asked again in this round.
+                self._next_probe_s = self._next_round_s
         if status.leading and status.leader_works:
             if voter:
                 self.heard_leader(status.ballot, now_s)

@@ -39,6 +39,9 @@ NONCES_PER_BOOT = 1 << 32
 
 LOST_REASON_CHARS = 200
 
+_NOTHING = Effects()
+"""For each message that is listened to: nobody adds to it."""
+
 
 class BootRecorded(msgspec.Struct, frozen=True):
     """Sent by a node to itself once a peer's start is durable; never on the wire."""
@@ -253,12 +256,12 @@ class Formation:
         if isinstance(message, AskDescent):
             return False, self._tell_descent(sender, message)
         if sender.uid == self.me.uid:
-            return sender == self.me, Effects()
+            return sender == self.me, _NOTHING
         if not self.membership.is_member(sender):
-            return True, Effects()
+            return True, _NOTHING
         known = self._recorded.get(sender.incarnation, (0, ""))
         if (sender.boot, sender.boot_id) == known:
-            return True, Effects()
+            return True, _NOTHING
         if sender.boot <= known[0]:
             return False, _refuse(sender, f"a peer has seen start {known[0]}, this is start {sender.boot}")
         if isinstance(message, Descent) and message.known == known[1]:

@@ -249,7 +249,11 @@ class Replica:
             return Effects()
         if message.ballot > self.proposer.ballot:
             self._give_way_to(message.ballot)
-        self.formation.reported(sender, message.ballot, max(message.slots, default=0))
+        last = max(message.slots, default=0)
+        self.formation.reported(sender, message.ballot, last)
+        if last <= self.log.chosen_upto:
+            # The vote that comes after a majority, for every slot: it changes nothing.
+            return Effects()
         effects = self._learned(self.learner.on_accepted(sender, message, now_s), now_s)
         if self.proposer.phase is not Phase.IDLE:
             effects.add(self.proposer.advance(now_s))

@@ -108,6 +108,7 @@ class EffectPerformer:
         self._unwritten_bytes = 0
         self._writing: list[Send] | None = None
         self._write_planned = False
+        self._gathering = False
         self._note_planned = False
         self._reads = 0
 
@@ -181,10 +182,16 @@ class EffectPerformer:
         if self._writing is None and not self._write_planned:
             # At the end of this turn: all that arrives in one turn shares one sync.
             self._write_planned = True
-            self._clock.callLater(0, self._write)
+            if not self._gathering:
+                self._clock.callLater(0, self._write)
+
+    def gather(self) -> None:
+        """Until `write_now`: what is asked for needs no turn of its own to be written."""
+        self._gathering = True
 
     def write_now(self) -> None:
         """The turn is over: what it asked for need not wait for the next one."""
+        self._gathering = False
         if self._write_planned:
             self._write()
 

@@ -9,6 +9,7 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint
 from twisted.internet.error import InvalidAddressError
 from twisted.internet.interfaces import IAddress, IHostResolution, IReactorTime, IResolutionReceiver
+from twisted.internet.udp import Port
 from twisted.logger import Logger
 from zope.interface import implementer
 
@@ -116,6 +117,7 @@ class SocketMessenger:
         self._configured = frozenset(peers)
         self._peers = {uid: _Peer(address) for uid, address in sorted(peers.items())}
         self._transport: Any = None
+        self._send_to: Callable[[bytes, tuple[str | None, int]], object]
         self._resolving: Any = None
         self._closed = False
 
@@ -124,6 +126,8 @@ class SocketMessenger:
     def attach(self, transport: Any) -> None:
         """The UDP port is bound: datagrams leave through it."""
         self._transport = transport
+        # A `Port` checks for each datagram anew, three times, that an address is one; peers' are.
+        self._send_to = transport.socket.sendto if isinstance(transport, Port) else transport.write
         self._resolve_all()
 
     def heard(self, sender: Sender, addr: tuple[Any, ...] | None) -> bool:
@@ -218,7 +222,7 @@ class SocketMessenger:
 
     def _send_datagram(self, peer: _Peer, data: bytes) -> None:
         try:
-            self._transport.write(data, (peer.ip, peer.address.port))
+            self._send_to(data, (peer.ip, peer.address.port))
         except (OSError, InvalidAddressError) as error:
             # A full socket buffer or a missing route is a lost datagram: it is sent again.
             self.failed += 1

@@ -8,7 +8,7 @@ successful change makes one revision. A command that is refused changes nothing 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from hashlib import blake2b
 from typing import Any
 
@@ -18,6 +18,7 @@ from zope.interface import implementer
 
 from twisted_paxos.statemachine.commands import NO_DATA, Context, decode_payload
 from twisted_paxos.statemachine.kvcommands import (
+    ANSWER_TOO_LARGE,
     COMPACTED,
     EMPTY_KEY,
     FUTURE_REVISION,
@@ -54,6 +55,7 @@ from twisted_paxos.statemachine.kvcommands import (
     encode,
 )
 from twisted_paxos.statemachine.kvlimits import (
+    ANSWER_MAX_BYTES,
     DEFAULT_LIMITS,
     EXPIRED_KEYS_PER_SLOT,
     EXPIRED_LEASES_PER_SLOT,
@@ -124,8 +126,10 @@ class KeyValueStore:
 
     @property
     def deadline_ms(self) -> int | None:
-        """Log time at which the next lease runs out."""
-        return self._leases.deadline_ms
+        """Log time at which the next lease runs out, or history becomes too old."""
+        lease_ms = self._leases.deadline_ms
+        age_ms = self._retention.deadline_ms(self._mvcc)
+        return lease_ms if age_ms is None else age_ms if lease_ms is None else min(lease_ms, age_ms)
 
     def apply(self, payload: Raw, context: Context) -> Raw:
         """Do one command; the result is a `KvResult` as JSON, ``null`` for what is no command of ours."""
@@ -213,7 +217,13 @@ class KeyValueStore:
 
     def range(self, request: Range) -> RangeResult | KvError:
         """Read, without a change and without the log; as fresh as this node is."""
-        return refuse_range(self._mvcc, request) or read_range(self._mvcc, request, self._mvcc.revision)
+        refusal = refuse_range(self._mvcc, request)
+        if refusal:
+            return refusal
+        found = read_range(self._mvcc, request, self._mvcc.revision)
+        # Found out before everything is encoded, which takes ten times as long.
+        large = sum(len(kv.key) + len(kv.value) for kv in found.kvs) > ANSWER_MAX_BYTES
+        return ANSWER_TOO_LARGE if large else found
 
     def lease_time_to_live(self, lease_id: int, keys: bool = False) -> LeaseTimeToLive:
         """How long a lease has left, by log time, and which keys hang on it."""
@@ -319,25 +329,37 @@ class KeyValueStore:
         if cost and self.size_bytes + cost > self.limits.quota_bytes:
             return NO_SPACE
         branches = list(chosen_branches(txn, self._mvcc))
-        for operation in operations_of(txn, iter(branches)):
-            refused = self._refuse_operation(operation, context)
-            if refused:
-                return refused
+        operations = list(operations_of(txn, iter(branches)))
+        refused = self._refuse_puts(operations, context) or self._refuse_ranges(operations)
+        if refused:
+            return refused
         result = self._do_txn(txn, iter(branches))
         if self._mvcc.pending:
             self._commit()
         return result
 
-    def _refuse_operation(self, operation: Put | DeleteRange | Range, context: Context) -> KvError | None:
-        """Why an operation of a transaction cannot be done on the state before it."""
-        if isinstance(operation, Range):
-            return refuse_range(self._mvcc, operation)
-        if isinstance(operation, Put):
-            ignores = operation.ignore_value or operation.ignore_lease
-            if ignores and self._mvcc.get(operation.key) is None:
-                return KEY_NOT_FOUND
-            if operation.lease and not self._leases.alive(operation.lease, context.time_ms):
-                return LEASE_NOT_FOUND
+    def _refuse_puts(
+        self, operations: Iterable[Put | DeleteRange | Range], context: Context
+    ) -> KvError | None:
+        """Why a put of a transaction cannot be done on the state before it; etcd looks at all puts first."""
+        for operation in operations:
+            if isinstance(operation, Put):
+                ignores = operation.ignore_value or operation.ignore_lease
+                if ignores and self._mvcc.get(operation.key) is None:
+                    return KEY_NOT_FOUND
+                if operation.lease and not self._leases.alive(operation.lease, context.time_ms):
+                    return LEASE_NOT_FOUND
+        return None
+
+    def _refuse_ranges(self, operations: Iterable[Put | DeleteRange | Range]) -> KvError | None:
+        """Why a read of a transaction cannot be done; as in etcd, one below 0 is no exception."""
+        for operation in operations:
+            if isinstance(operation, Range):
+                if operation.revision and operation.revision < self._mvcc.compact_revision:
+                    return COMPACTED
+                refused = refuse_range(self._mvcc, operation)
+                if refused:
+                    return refused
         return None
 
     def _do_txn(self, txn: Txn, branches: Iterator[bool]) -> TxnResult:

@@ -332,6 +332,10 @@ FUTURE_REVISION: Final = KvError(OUT_OF_RANGE, "etcdserver: mvcc: required revis
 TTL_TOO_LARGE: Final = KvError(OUT_OF_RANGE, "etcdserver: too large lease TTL")
 NO_SPACE: Final = KvError(RESOURCE_EXHAUSTED, "etcdserver: mvcc: database space exceeded")
 TOO_MANY_LEASES: Final = KvError(RESOURCE_EXHAUSTED, "etcdserver: too many leases")
+ANSWER_TOO_LARGE: Final = KvError(
+    RESOURCE_EXHAUSTED,
+    "paxos: the range has more than 32 MiB: page through it with a limit",
+)
 LEASE_NOT_FOUND: Final = KvError(NOT_FOUND, "etcdserver: requested lease not found")
 LEASE_EXISTS: Final = KvError(FAILED_PRECONDITION, "etcdserver: lease already exists")
 

@@ -28,6 +28,9 @@ EXPIRED_KEYS_PER_SLOT: Final = 1_000
 EXPIRED_LEASES_PER_SLOT: Final = 500
 """A slot expires at most this many leases."""
 
+ANSWER_MAX_BYTES: Final = 32 << 20
+"""Keys and values of one answer to a query, which is made on the reactor's thread."""
+
 Positive = Annotated[int, Meta(ge=1)]
 
 

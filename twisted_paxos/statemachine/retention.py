@@ -32,10 +32,21 @@ class Retention:
         if not marks or time_ms >= marks[-1][0] + self._keep_ms // _MARKS:
             marks.append((time_ms, mvcc.revision))
         # The latest mark that is old enough: what was the present then can still be read.
-        while len(marks) > 1 and marks[1][0] <= time_ms - self._keep_ms:
+        # One at which all is compacted already is of no use.
+        while len(marks) > 1 and (
+            marks[1][0] <= time_ms - self._keep_ms or marks[0][1] <= mvcc.compact_revision
+        ):
             marks.popleft()
         if marks[0][0] <= time_ms - self._keep_ms:
             target = max(target, marks[0][1])
         if mvcc.history_bytes > self._keep_bytes:
             target = max(target, mvcc.revision_keeping(self._keep_bytes))
         return target
+
+    def deadline_ms(self, mvcc: Mvcc) -> int | None:
+        """Log time at which age lets go of something; None: nothing here grows too old."""
+        if mvcc.history_bytes:
+            for marked_ms, revision in self.marks:  # the first or the second, as `target` leaves them
+                if revision > mvcc.compact_revision:
+                    return marked_ms + self._keep_ms
+        return None

@@ -9,9 +9,9 @@ from unittest import mock
 from msgspec import structs
 from twisted.internet.defer import Deferred
 
-from twisted_paxos.client.recipes.locks import Lock
 from twisted_paxos.client.recipes.place import Place
-from twisted_paxos.client.watches import Watch
+from twisted_paxos.client.watches import Watch, Watches
+from twisted_paxos.errors import WatchCanceled
 from twisted_paxos.statemachine.kvcommands import Event
 from twisted_paxos.statemachine.watches import WatchBatch, Watcher, WatchHub
 from twisted_paxos.testing.kv_bugs import kv_mutant
@@ -130,7 +130,32 @@ def watch_skips_compacted() -> Sequence[Patch]:
 @kv_mutant("etcd: never silent")
 def watch_stays_silent() -> Sequence[Patch]:
     """A watch whose consumer was slow is not started again."""
-    return [mock.patch("twisted_paxos.client.watches.Watches.go_on", lambda self, watch: None)]
+    return [mock.patch.object(Watches, "go_on", lambda self, watch: None)]
+
+
+@kv_mutant("etcd: never silent")
+def watch_rests_without_a_node() -> Sequence[Patch]:
+    """A watch whose consumer has caught up while there was no connection is not started again."""
+
+    def go_on(original: Any, self: Watches, watch: Watch) -> None:
+        if self._connection is not None:
+            original(self, watch)
+
+    return [wrap(Watches, "go_on", go_on)]
+
+
+@kv_mutant("etcd: explicit cancellation")
+def watch_ends_without_need() -> Sequence[Patch]:
+    """A watch ends when its node lacks history, whether it wants that history or not."""
+
+    def events(original: Any, self: Watches, watch: Watch, response: Any) -> None:
+        batch = response.batch
+        if batch.canceled and batch.compact_revision:
+            self._end(watch, WatchCanceled(batch.cancel_reason, batch.compact_revision))
+        else:
+            original(self, watch, response)
+
+    return [wrap(Watches, "_events", events)]
 
 
 @kv_mutant("etcd: progress")
@@ -200,4 +225,4 @@ def held_after_the_lease() -> Sequence[Patch]:
 @kv_mutant("recipes: lost")
 def turn_taken_without_lease() -> Sequence[Patch]:
     """Nobody looks whether the lease is sure when the turn comes."""
-    return [mock.patch.object(Lock, "_check_lease", lambda self: None)]
+    return [mock.patch.object(Place, "_check_lease", lambda self: None)]

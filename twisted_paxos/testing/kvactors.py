@@ -225,7 +225,7 @@ class Actors:
         else:
             token = await place.acquire(timeout_s=ACQUIRE_S)
         name = place.name.decode()
-        self._history.grants.append(Grant(host.now_s, name, place.key, token))
+        self._history.grants.append(Grant(host.now_s, name, place.key, token, place.held))
         key = place.key
         for _ in range(random.choice((1, 3, 25))):
             looked = random.random() < 0.8

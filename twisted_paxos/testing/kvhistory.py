@@ -107,12 +107,13 @@ class Use(NamedTuple):
 
 
 class Grant(NamedTuple):
-    """A place became somebody's turn: when, of what, with which key and fencing token."""
+    """A place became somebody's turn: when, of what, with which key and token, and whether it was held."""
 
     at_s: float
     name: str
     key: bytes
     token: int
+    held: bool = True
 
 
 class Seen(NamedTuple):

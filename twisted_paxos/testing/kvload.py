@@ -169,10 +169,13 @@ class KvLoad:
         if not self._suffering:
             return
         self._plan_suffering(host)
+        clock, random = self._cluster.clock, self._random
+        holders = [its_host for its_host, place in self._places() if place.held]
+        if holders and random.random() < 0.5:
+            host = random.choice(holders)
         if host.reactor.is_paused:
             return
-        clock, random = self._cluster.clock, self._random
-        kind, seconds = random.random(), random.expovariate(1 / random.choice((0.2, 1.0, 2.0)))
+        kind, seconds = random.random(), random.expovariate(1 / random.choice((0.2, 1.0, 3.0)))
         if kind < 0.45:
             host.pause()
             clock.push(clock.now_s + seconds, self._resume, (host, host.reactor))

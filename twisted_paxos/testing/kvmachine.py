@@ -34,6 +34,7 @@ class KvSizes(NamedTuple):
         queue_max_events, scan_revisions: of each node's watchers.
         batch_bytes, fragment_bytes: where batches and frames of events are cut.
         buffer_max_batches: what waits for a consumer in a client.
+        turn_s: how long a node sends events to one client at a time; 0: one frame.
     """
 
     limits: KvLimits
@@ -43,6 +44,7 @@ class KvSizes(NamedTuple):
     batch_bytes: int
     fragment_bytes: int
     buffer_max_batches: int
+    turn_s: float
 
 
 def draw_kv_sizes(random: Random) -> KvSizes:
@@ -64,6 +66,7 @@ def draw_kv_sizes(random: Random) -> KvSizes:
         batch_bytes=some(256 << 10, 10, 60),
         fragment_bytes=some(512 << 10, 100, 300),
         buffer_max_batches=some(4_096, 2, 6),
+        turn_s=random.choice((0.0, watchport.TURN_S)),
     )
 
 
@@ -133,6 +136,7 @@ def patched_kv_sizes(sizes: KvSizes) -> Iterator[None]:
             (Sessions.__init__, "__defaults__", (sizes.session_idle_ms, 0)),
             (WatchHub.poll, "__defaults__", (sizes.batch_bytes,)),
             (watchport, "FRAGMENT_BYTES", sizes.fragment_bytes),
+            (watchport, "TURN_S", sizes.turn_s),
             (client_watches, "BUFFER_MAX_BATCHES", sizes.buffer_max_batches),
         ):
             stack.enter_context(mock.patch.object(owner, name, value))

@@ -182,6 +182,8 @@ class Commands:
     def _revision(self) -> int:
         model, rng = self._model, self._rng
         lowest = max(model.compact_revision - 3, 0)
+        if rng.random() < 0.02:
+            return -rng.randint(1, 2)
         return rng.randint(lowest, model.revision + (1 if rng.random() < 0.2 else 0))
 
 
@@ -284,8 +286,12 @@ class Comparison:
             ttl_s, end = model.leases[lease]
             same(f"lease {lease}", (left.ttl, left.granted_ttl), ((end - model.time_ms) // 1000, ttl_s))
             same(f"keys of lease {lease}", left.keys, tuple(keys))
-        deadline_ms = min((end for _, end in model.leases.values()), default=None)
-        same("deadline_ms", self._store.deadline_ms, deadline_ms)
+        lease_ms = min((end for _, end in model.leases.values()), default=None)
+        deadline_ms = self._store.deadline_ms
+        if deadline_ms != lease_ms:  # then it is of history that grows old, which comes before
+            age_ms = -1 if deadline_ms is None else deadline_ms
+            sooner = model.time_ms < age_ms < (age_ms + 1 if lease_ms is None else lease_ms)
+            same(f"deadline_ms {deadline_ms} before that of leases, {lease_ms}", sooner, True)
         self.counts["old reads"] += 1
 
     # ----------------------------------------------------------------- watches

@@ -5,7 +5,7 @@ It keeps a whole dictionary for every revision, and recounts everything each tim
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from msgspec import structs
@@ -224,15 +224,18 @@ class ReferenceStore:
             raise Refused(kv.KEY_NOT_FOUND)
 
     def _check_branches(self, decided: Any, context: Context) -> None:
-        for operation in decided[1]:
-            if isinstance(operation, tuple):
-                self._check_branches(operation, context)
-            elif isinstance(operation, Range):
-                self._check_range(operation)
-            elif isinstance(operation, Put):
+        """All puts first, then all reads."""
+        operations = list(_flat(decided))
+        for operation in operations:
+            if isinstance(operation, Put):
                 self._check_ignores(operation)
                 if operation.lease and not self._alive(operation.lease, context.time_ms):
                     raise Refused(kv.LEASE_NOT_FOUND)
+        for operation in operations:
+            if isinstance(operation, Range):
+                if operation.revision < 0 and operation.revision < self.compact_revision:
+                    raise Refused(kv.COMPACTED)
+                self._check_range(operation)
 
     def _decide(self, txn: Txn) -> tuple[bool, list[Any]]:
         """Which way it goes: ``(succeeded, operations)``, nested transactions the same way."""
@@ -303,6 +306,15 @@ class ReferenceStore:
 
 
 # ---------------------------------------------------------------- pure checks
+
+
+def _flat(decided: Any) -> Iterator[Operation]:
+    """The operations of a transaction that is decided, nested ones too."""
+    for operation in decided[1]:
+        if isinstance(operation, tuple):
+            yield from _flat(operation)
+        else:
+            yield operation
 
 
 def check_form(operation: Operation) -> None:

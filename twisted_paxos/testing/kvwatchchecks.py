@@ -137,7 +137,9 @@ class Exclusion(KvCheck):
         return self._run.slack_s(at_s)
 
     def _check_turn(self, grant: Grant) -> None:
-        """Whoever came before was gone when it was somebody's turn."""
+        """Whoever came before was gone when it was somebody's turn, and the lease was sure."""
+        if not grant.held:
+            raise Violation(f"{grant}: its lease was not sure any more")
         revision = self._run.revision_at(grant.at_s)
         prefix = grant.name.encode() + b"/"
         state = self._run.replay.store.states[revision]
@@ -156,10 +158,11 @@ class Exclusion(KvCheck):
             slack_s = self._slack_s(use.at_s)
             if holders.setdefault(use.token, use.key) != use.key:
                 raise Violation(f"{use}: another holder has the same token")
-            if use.looked and use.sure_s > slack_s:
+            # Where no clock jumped, `held` alone counts, whatever the lease says.
+            if use.looked and (use.sure_s > slack_s or not slack_s):
                 if use.token < highest:
                     raise Violation(f"{use}: {highest} was used before")
-                if any(sure_s > slack_s for _, sure_s in use.others):
+                if any(sure_s > slack_s or not slack_s for _, sure_s in use.others):
                     raise Violation(f"{use}: others hold it too")
             highest = max(highest, use.token)
 

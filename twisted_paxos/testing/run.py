@@ -215,8 +215,9 @@ class Run:
         if not (self._progresses() and self._winds_down()):
             return
         self._power_loss()
-        if self._agree("after the power loss of all nodes") and self._watches_end():
+        if self._agree("after the power loss of all nodes"):
             self._read_logs()
+            self._watches_end()
             self.checks.compare_states(
                 (self.taps.lives[uid], node.node.state)
                 for uid, node in self.cluster.nodes.items()
@@ -280,9 +281,11 @@ class Run:
         return self._watches_end()
 
     def _watches_end(self) -> bool:
-        """Every watch that goes on has given everything."""
-        kv, clock = self.kv, self.cluster.clock
-        if kv is not None and not self._run_until(lambda: not kv.watches_left(), clock.now_s + DRAINED_MAX_S):
+        """Every watch that goes on has given everything, and nothing more comes."""
+        kv, until_s = self.kv, self.cluster.clock.now_s + DRAINED_MAX_S
+        if kv is None:
+            return True
+        if not self._run_until(lambda: self._settled() and not kv.watches_left(), until_s):
             left = "; ".join(f"{watching} at {watching.next_revision}" for watching in kv.watches_left())
             self.checks.report("kv watch", f"not everything is given after {DRAINED_MAX_S} s: {left}")
         return self.checks.violation is None
@@ -293,19 +296,18 @@ class Run:
 
     def _agree(self, when: str) -> bool:
         """Every node applies the same slots, and no operation is without its outcome."""
-
-        def settled() -> bool:
-            nodes = [node.node for node in self.cluster.nodes.values()]
-            if any(node is None or not node.running for node in nodes):
-                return False
-            applied = {node.applier.applied_upto for node in nodes if node is not None}
-            waiting = self.workload.open_ops() or (self.kv is not None and self.kv.open_requests())
-            return applied == {self.checks.witness.chosen_upto} and not waiting
-
-        if self._run_until(settled, self.cluster.clock.now_s + SETTLE_MAX_S):
+        if self._run_until(self._settled, self.cluster.clock.now_s + SETTLE_MAX_S):
             return True
         self._no_progress(f"not all nodes have applied the same {when}")
         return False
+
+    def _settled(self) -> bool:
+        nodes = [node.node for node in self.cluster.nodes.values()]
+        if any(node is None or not node.running for node in nodes):
+            return False
+        applied = {node.applier.applied_upto for node in nodes if node is not None}
+        waiting = self.workload.open_ops() or (self.kv is not None and self.kv.open_requests())
+        return applied == {self.checks.witness.chosen_upto} and not waiting
 
     def _no_progress(self, what: str) -> None:
         states = []

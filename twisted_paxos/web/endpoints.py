@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted_paxos.errors import KeyValueError
 from twisted_paxos.statemachine.kvcommands import DeleteRange, Put
 from twisted_paxos.web import cluster, kv, locks
-from twisted_paxos.web.errors import UNKNOWN
+from twisted_paxos.web.errors import INVALID_ARGUMENT, UNKNOWN
 from twisted_paxos.web.gateway import Gateway
 from twisted_paxos.web.keepalive import keep_alive
 from twisted_paxos.web.parsing import Reader
@@ -63,10 +63,12 @@ class Streaming(NamedTuple):
     Attributes:
         reader: of the requests.
         serve: answers them on the stream.
+        malformed: the code for what is no request; where etcd reads one request only, it is another one.
     """
 
     reader: Reader[Any]
     serve: Callable[[Gateway, Stream, Iterator[Any]], None]
+    malformed: int = UNKNOWN
 
     def messages(self, body: bytes) -> Iterator[Any]:
         """The requests in ``body``; what is none has another code than elsewhere, as with etcd.
@@ -77,10 +79,10 @@ class Streaming(NamedTuple):
         try:
             yield from self.reader.read_all(body)
         except KeyValueError as error:
-            raise KeyValueError(UNKNOWN, error.message) from None
+            raise KeyValueError(self.malformed, error.message) from None
 
 
-_UNARY: Final[dict[str, tuple[type[Struct], Serve]]] = {
+UNARY: Final[dict[str, tuple[type[Struct], Serve]]] = {
     "kv/range": (RangeRequest, kv.range_keys),
     "kv/put": (Put, kv.put),
     "kv/deleterange": (DeleteRange, kv.delete_range),
@@ -126,7 +128,7 @@ _UNARY: Final[dict[str, tuple[type[Struct], Serve]]] = {
 }
 
 
-_LASTING: Final[dict[str, tuple[type[Struct], Serve]]] = {
+LASTING: Final[dict[str, tuple[type[Struct], Serve]]] = {
     "lock/lock": (LockRequest, locks.lock),
     "election/campaign": (CampaignRequest, locks.campaign),
 }
@@ -135,12 +137,12 @@ _LASTING: Final[dict[str, tuple[type[Struct], Serve]]] = {
 def endpoints() -> dict[bytes, Unary | Streaming]:
     """By path."""
     found: dict[str, Unary | Streaming] = {}
-    for path, (kind, serve) in _UNARY.items():
+    for path, (kind, serve) in UNARY.items():
         found[path] = Unary(Reader(kind), serve)
-    for path, (kind, serve) in _LASTING.items():
+    for path, (kind, serve) in LASTING.items():
         found[path] = Unary(Reader(kind), serve, lasts=True)
     found["watch"] = Streaming(Reader(WatchMessage), Watches().serve)
-    found["election/observe"] = Streaming(Reader(ElectionName), locks.observe)
-    found["maintenance/snapshot"] = Streaming(Reader(Empty), cluster.snapshot)
+    found["election/observe"] = Streaming(Reader(ElectionName), locks.observe, INVALID_ARGUMENT)
+    found["maintenance/snapshot"] = Streaming(Reader(Empty), cluster.snapshot, INVALID_ARGUMENT)
     found["lease/keepalive"] = Streaming(Reader(LeaseRequest), keep_alive)
     return {f"{prefix}{path}".encode("ascii"): found[path] for path in found for prefix in PREFIXES}

@@ -22,6 +22,7 @@ from twisted_paxos.own_session import OwnSession
 from twisted_paxos.statemachine.commands import NodeStatus
 from twisted_paxos.statemachine.kv import KeyValueStore
 from twisted_paxos.statemachine.kvcommands import (
+    RESOURCE_EXHAUSTED,
     KvCommand,
     KvError,
     KvQuery,
@@ -43,6 +44,9 @@ STATUS_FRESH_S: Final = 0.1
 
 UNSERVED_MAX_S: Final = 2.0
 """A node without a leader that works for so long ends its streams."""
+
+ANSWER_MAX_BYTES: Final = 64 << 20
+"""The largest answer of the store, as JSON: what is larger is asked for in parts."""
 
 TICK_S: Final = 1.0
 """How often that is looked at, while there are streams."""
@@ -173,9 +177,10 @@ class Gateway:
         if now_s - self._status_s >= STATUS_FRESH_S:
             self._status_s = now_s
             status = self.status()
-            # A voter's promise is durable. An observer promises nothing, it only hears.
-            ballot = status.ballot if status.role == "observer" else status.promised
-            self._term = max(self._term, ballot.number)
+            self._term = max(self._term, status.promised.number)
+            if status.role in ("observer", "joining") or not status.promised.number:
+                # A voter's promise is durable. These have none, or none yet, and only hear of ballots.
+                self._term = max(self._term, status.ballot.number)
         return self._term
 
     def status(self) -> NodeStatus:
@@ -263,6 +268,9 @@ class Gateway:
 
 
 def _checked(answer: Raw, expected: type[Answer]) -> Answer:
+    if len(answer) > ANSWER_MAX_BYTES:
+        message = f"the answer has {len(answer)} bytes, the limit is {ANSWER_MAX_BYTES}: set a limit"
+        raise KeyValueError(RESOURCE_EXHAUSTED, message)
     result = decode_result(answer)
     if isinstance(result, KvError):
         raise KeyValueError(result.code, result.message)

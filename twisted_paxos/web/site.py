@@ -13,6 +13,7 @@ from twisted_paxos.web.gateway import Gateway, Identity
 from twisted_paxos.web.guard import Guard
 from twisted_paxos.web.health import Health, Version
 from twisted_paxos.web.http import CONNECTIONS_MAX, GatewaySite
+from twisted_paxos.web.openapi import OpenApi
 
 
 def make_site(
@@ -39,6 +40,7 @@ def make_site(
     resources: Sequence[tuple[bytes, IResource]] = (
         (b"version", Version()),
         (b"health", Health(gateway)),
+        (b"openapi.json", OpenApi()),
         *pages,
     )
     root = Root()
@@ -48,14 +50,20 @@ def make_site(
 
 
 class Root(Resource):
-    """Where nothing is: one line of text, as etcd."""
+    """Where the pages are."""
 
     def getChild(self, path: bytes, request: Any) -> Resource:
-        """Nothing is below, but what was put there."""
-        return self
+        """Only what was put here is here."""
+        return Nothing()
+
+
+class Nothing(Resource):
+    """Where nothing is, nor below: one line of text, as etcd."""
+
+    isLeaf = True
 
     def render(self, request: Any) -> bytes:
-        """404."""
+        """404; below the API's prefixes in other words than elsewhere."""
         request.setResponseCode(NOT_FOUND)
         request.setHeader(b"Content-Type", b"text/plain; charset=utf-8")
-        return b"Not Found\n"
+        return b"Not Found\n" if request.path.startswith((b"/v3/", b"/v3beta/")) else b"404 page not found\n"

@@ -96,21 +96,17 @@ class WatchStream:
     # -- the client's requests
 
     def _create(self, request: WatchCreate) -> None:
-        watch = _Watch(self._pick_id(request.watch_id))
-        if watch.watch_id == NO_ID:
-            self._refuse(DUPLICATE_ID)
-            return
         wanted = _wanted(request)
-        if len(self._watches) >= WATCHES_PER_STREAM_MAX:
-            self._refuse(TOO_MANY_REQUESTS)
-        elif wanted.range_end not in (b"", FROM_KEY) and wanted.range_end <= wanted.key:
+        if wanted.range_end not in (b"", FROM_KEY) and wanted.range_end <= wanted.key:
             self._refuse(EMPTY_RANGE)
+        elif len(self._watches) >= WATCHES_PER_STREAM_MAX:
+            self._refuse(TOO_MANY_REQUESTS)
+        elif request.watch_id in self._watches and request.watch_id:
+            self._refuse(DUPLICATE_ID)
         else:
-            self._start(watch, wanted)
+            self._start(_Watch(request.watch_id or self._pick_id()), wanted)
 
-    def _pick_id(self, wanted: int) -> int:
-        if wanted:
-            return NO_ID if wanted in self._watches else wanted
+    def _pick_id(self) -> int:
         while self._next_id in self._watches:
             self._next_id += 1
         self._next_id += 1
