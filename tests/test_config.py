@@ -313,6 +313,8 @@ class OptionTests(ConfigCase):
         path = self.write(text)
         made = build_config("B", cluster=path)
         self.assertEqual(made.http_urls, {"A": "http://10.0.0.1:80", "B": "http://10.0.0.2:7200"})
+        named = build_config("A", cluster=path, http="db.example:81")
+        self.assertEqual((named.http_urls["A"], named.http[:7]), ("http://db.example:81", "tcp:81:"))
         self.assertEqual(build_config("A", cluster=path).http, "tcp:80:interface=10.0.0.1:backlog=1024")
 
     def test_http_allow_hosts(self) -> None:

@@ -94,6 +94,58 @@ def server_endpoint(address: Address, backlog: int | None = None) -> str:
     return f"{kind}:{address.port}:interface={address.host.replace(':', chr(92) + ':')}{waiting}"
 
 
+def default_bind(address: Address) -> Address:
+    """What to bind for ``address``: an IP address as it is; behind a name there may be any: all are bound."""
+    if is_ip(address.host):
+        return address
+    return Address("127.0.0.1" if is_loopback(address.host) else "0.0.0.0", address.port)
+
+
+def parse_bind(text: str, address: Address) -> Address:
+    """``--bind``: a host without a port keeps the port of ``address``, which others are told.
+
+    Raises:
+        ConfigError: it is no IP address.
+    """
+    bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    if is_ip(bare):
+        return Address(canonical_host(bare), address.port)
+    bound = parse_address(text, "--bind")
+    if not is_ip(bound.host):
+        raise ConfigError(
+            f"--bind: {text[:80]!r} must be an IP address of this machine, with or without a port"
+        )
+    return bound
+
+
+def listening_endpoint(
+    text: str | None, bind: Address, where: str, option: str, offset: int, backlog: int | None = None
+) -> str:
+    """The server endpoint string for ``text``, which is one, or ``host:port``, or None.
+
+    Args:
+        text: what was given.
+        bind: None means ``offset`` ports above this address.
+        where: names the option or key in errors.
+        option: names the option that would help.
+        backlog: see `server_endpoint`.
+
+    Raises:
+        ConfigError: it is none of the three, or there is no such port.
+    """
+    if text is None:
+        port = bind.port + offset
+        if port > 65_535:
+            raise ConfigError(f"{option}: there is no port {offset} above {bind}: name one")
+        return server_endpoint(Address(bind.host, port), backlog)
+    if is_endpoint(text):
+        return text
+    if text.startswith("[") or text.count(":") == 1:
+        address = parse_address(text, where)
+        return server_endpoint(Address(default_bind(address).host, address.port), backlog)
+    raise ConfigError(f"{where}: {text[:80]!r} is neither host:port nor an endpoint such as tcp:5100")
+
+
 def told_client(endpoint: str, host: str) -> str:
     """What clients connect to when a node serves ``endpoint``; ``host`` is told for "all interfaces".
 

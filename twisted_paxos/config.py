@@ -19,12 +19,12 @@ from typing import Any, Final, NamedTuple
 
 from twisted_paxos.addresses import (
     Address,
-    canonical_host,
+    default_bind,
     is_endpoint,
-    is_ip,
     is_loopback,
+    listening_endpoint,
     parse_address,
-    server_endpoint,
+    parse_bind,
     told_client,
     told_url,
 )
@@ -416,54 +416,17 @@ def _check_cluster(cluster: Cluster) -> None:
         seen[address] = uid
 
 
-def _parse_bind(text: str, address: Address) -> Address:
-    """``--bind``: a host without a port keeps the port that others are told."""
-    bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
-    if is_ip(bare):
-        return Address(canonical_host(bare), address.port)
-    bound = parse_address(text, "--bind")
-    if not is_ip(bound.host):
-        raise ConfigError(
-            f"--bind: {text[:80]!r} must be an IP address of this machine, with or without a port"
-        )
-    return bound
-
-
-def _default_bind(address: Address) -> Address:
-    """An IP address is bound as it is; behind a name there may be any, so all are bound."""
-    if is_ip(address.host):
-        return address
-    return Address("127.0.0.1" if is_loopback(address.host) else "0.0.0.0", address.port)
-
-
 def _client_port(
     option: str | None, cluster: Cluster, uid: str, bind: Address, address: Address
 ) -> tuple[str, str]:
     """The endpoint string to serve clients on, and what clients are told."""
     text = option if option is not None else cluster.clients.get(uid)
     where = "--client" if option is not None else f"{cluster.source}: nodes.{uid}.client"
-    endpoint = _endpoint(text, bind, where, "--client", CLIENT_PORT_OFFSET)
+    endpoint = listening_endpoint(text, bind, where, "--client", CLIENT_PORT_OFFSET)
     told = told_client(endpoint, address.host)
     if told == str(address):
         raise ConfigError(f"{where}: {told} is the node's own peer address; clients need another port")
     return endpoint, told
-
-
-def _endpoint(
-    text: str | None, bind: Address, where: str, option: str, offset: int, backlog: int | None = None
-) -> str:
-    """The server endpoint string for ``text``, which is one, or ``host:port``, or None."""
-    if text is None:
-        port = bind.port + offset
-        if port > 65_535:
-            raise ConfigError(f"{option}: there is no port {offset} above {bind}: name one")
-        return server_endpoint(Address(bind.host, port), backlog)
-    if is_endpoint(text):
-        return text
-    if text.startswith("[") or text.count(":") == 1:
-        address = parse_address(text, where)
-        return server_endpoint(Address(_default_bind(address).host, address.port), backlog)
-    raise ConfigError(f"{where}: {text[:80]!r} is neither host:port nor an endpoint such as tcp:5100")
 
 
 def _http_port(option: str | None, cluster: Cluster, uid: str, bind: Address) -> str:
@@ -474,14 +437,17 @@ def _http_port(option: str | None, cluster: Cluster, uid: str, bind: Address) ->
         return ""  # nobody asked for it
     if text in NO_HTTP:
         return ""
-    return _endpoint(text, bind, where, "--http", HTTP_PORT_OFFSET, HTTP_BACKLOG)
+    return listening_endpoint(text, bind, where, "--http", HTTP_PORT_OFFSET, HTTP_BACKLOG)
 
 
-def _http_urls(cluster: Cluster, uid: str, own_endpoint: str) -> dict[str, str]:
+def _http_urls(option: str | None, cluster: Cluster, uid: str) -> dict[str, str]:
     """Where the HTTP of each node is reached, as far as this one can know."""
+    texts: dict[str, str | None] = dict(cluster.https)
+    if option is not None:
+        texts[uid] = option
     urls = {}
     for name, address in {**cluster.members, **cluster.observers}.items():
-        text = own_endpoint if name == uid and own_endpoint else cluster.https.get(name)
+        text = texts.get(name)
         if text is None or text in NO_HTTP:
             told = str(Address(address.host, min(address.port + HTTP_PORT_OFFSET, 65_535)))
         else:
@@ -529,7 +495,7 @@ def build_config(
     """
     found = _find_cluster(uid, cluster, peers, observer)
     address = _own_address(found, uid, observer)
-    bound = _default_bind(address) if bind is None else _parse_bind(bind, address)
+    bound = default_bind(address) if bind is None else parse_bind(bind, address)
     settings = found.settings | _numbers(
         heartbeat_ms=heartbeat_ms,
         disk_stall_ms=disk_stall_ms,
@@ -552,7 +518,7 @@ def build_config(
         client=endpoint,
         client_told=told,
         http=http_endpoint,
-        http_urls=_http_urls(found, uid, http_endpoint),
+        http_urls=_http_urls(http, found, uid),
         http_allow_hosts=tuple(http_allow_hosts),
         heartbeat_ms=settings.get("heartbeat_ms", HEARTBEAT_MS),
         disk_stall_ms=_check_stall(settings),

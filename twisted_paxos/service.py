@@ -9,6 +9,7 @@ import socket
 from collections.abc import Callable
 from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 from twisted.application.service import IService, Service
@@ -59,6 +60,7 @@ class NodeService(Service):
 
     Attributes:
         node: the present one.
+        site: its HTTP port; None where there is none.
         failed: fails, once, when the node cannot go on.
     """
 
@@ -99,7 +101,7 @@ class NodeService(Service):
             Policy(self._config.snapshot_slots, self._config.snapshot_log_mb << 20),
         )
         self._client_port = ClientPort(self.node, self._reactor, self.node.cluster)
-        self._site = self._make_site() if self._config.http else None
+        self.site = self._make_site() if self._config.http else None
 
     def _make_site(self) -> GatewaySite | None:
         config, node = self._config, self.node
@@ -111,7 +113,8 @@ class NodeService(Service):
             for uid, address in sorted(known.items())
         ]
         self._pages = StatusPages(self._reactor, self._figures, config.http_urls)
-        own_names = (socket.gethostname(), *(address.host for address in (config.address, config.bind)))
+        told = urlsplit(config.http_urls.get(config.uid, "")).hostname
+        own_names = (socket.gethostname(), config.address.host, config.bind.host, told or "")
         return make_site(
             node,
             self._reactor,
@@ -124,7 +127,7 @@ class NodeService(Service):
 
     def _figures(self) -> NodeFigures:
         """The node's, and those of its ports."""
-        port, site = self._client_port, self._site
+        port, site = self._client_port, self.site
         return msgspec.structs.replace(
             self.node.figures(),
             clients=len(port.connections),
@@ -150,8 +153,8 @@ class NodeService(Service):
         if not self.running:
             return
         await self._listen(self._config.client, self._client_port)
-        if self._site is not None and self._pages is not None:
-            await self._listen(self._config.http, self._site)
+        if self.site is not None and self._pages is not None:
+            await self._listen(self._config.http, self.site)
             self._pages.start()
             log.info("node {uid}: HTTP at {where}", uid=self.node.uid, where=self._config.http)
         log.info("node {uid} is ready: clients at {where}", uid=self.node.uid, where=self._config.client)
@@ -178,8 +181,8 @@ class NodeService(Service):
         self._client_port.close_all()
         if self._pages is not None:
             self._pages.stop()
-        if self._site is not None:
-            self._site.close_all()
+        if self.site is not None:
+            self.site.close_all()
         endings.append(self.node.stopService())
         return gatherResults(endings, consumeErrors=True)
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import base64
 import json
+import sys
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
+from twisted_paxos.errors import PaxosError
 from twisted_paxos.testing import etcddifferences
 from twisted_paxos.testing.etcdanswers import Answer, comparable, split_revisions
 from twisted_paxos.testing.etcdcases import cases
-from twisted_paxos.testing.etcdcompare import compare_cases, options, report, summary
+from twisted_paxos.testing.etcdcompare import compare, compare_cases, options, report, summary
 from twisted_paxos.testing.etcdexchange import Exchange, Peer, decoded
 from twisted_paxos.testing.etcdrequests import (
     ASCEND,
@@ -214,6 +216,12 @@ class ExchangeTests(SynchronousTestCase):
         """A sequence is sent to the node that it is for."""
         placed = Exchange._placed(Stream(Call("watch", {}, node=1)), first=2)
         self.assertEqual(3, placed.call.node if isinstance(placed, Stream) else None)
+
+    def test_without_hypothesis(self) -> None:
+        """Where it is missing, one line says so before anything is started."""
+        hidden = {"hypothesis": None, "twisted_paxos.testing.etcdrandom": None}
+        with mock.patch.dict(sys.modules, hidden), self.assertRaisesRegex(PaxosError, "--requests 0"):
+            compare(Path("nowhere"), options().parse_args([]))
 
     def test_report(self) -> None:
         """Differences are printed with the name of their sequence, and counted in the last line."""

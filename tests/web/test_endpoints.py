@@ -11,7 +11,7 @@ from twisted_paxos.core.ballot import NO_BALLOT, ProposalID
 from twisted_paxos.errors import NodeStopped, Overloaded, StorageFailed, StorageFull
 from twisted_paxos.statemachine.commands import NodeStatus
 from twisted_paxos.statemachine.kv import KeyValueStore
-from twisted_paxos.web import gateway
+from twisted_paxos.web import cluster, gateway, streams
 from twisted_paxos.web.endpoints import endpoints
 from twisted_paxos.web.gateway import REQUEST_TIMEOUT_S
 
@@ -342,6 +342,33 @@ class ClusterTests(WebCase):
         for _ in restored.restore(iter(pieces)):
             pass
         self.assertEqual(self.node.machine.hash(), restored.hash())
+
+    def test_scans_are_bounded(self) -> None:
+        """Few read the whole store at the same time; one that takes too long is cut off, and another may."""
+        self.patch(gateway, "SCANS_MAX", 1)
+        self.patch(streams, "STALL_MAX_S", 1e9)
+        slow = self.connect()
+        slow.transport.pause()
+        slow.send("/v3/maintenance/snapshot", b"{}")
+        self.clock.pump([0.01] * 50)
+        busy = (429, 8, "etcdserver: too many requests")
+        self.assertEqual(busy, self.refusal("maintenance/snapshot"))
+        self.assertEqual(busy, self.refusal("maintenance/hash"))
+        self.clock.advance(cluster.SNAPSHOT_MAX_S)
+        self.assertIn("error", slow.messages()[-1])
+        client = self.stream("maintenance/hash", {})
+        self.clock.pump([0.01] * 50)
+        self.assertEqual(200, client.reply().code)
+
+    def test_scan_of_who_leaves(self) -> None:
+        """A client that leaves while it gets a snapshot makes room for the next one."""
+        self.patch(gateway, "SCANS_MAX", 1)
+        self.stream("maintenance/snapshot", {}).leave()
+        client = self.stream("maintenance/snapshot", {})
+        self.clock.pump([0.01] * 50)
+        self.assertTrue(client.messages())
+        client.leave()
+        self.assertEqual([], self.clock.getDelayedCalls())
 
     def test_small_ones(self) -> None:
         """No alarms, nothing to defragment, no leader to hand over."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 from msgspec import structs
 from twisted.web.resource import Resource
 
@@ -66,3 +68,44 @@ class TermTests(WebCase):
         self.node.status = lambda: changed  # type: ignore[method-assign]
         self.clock.advance(REQUEST_TIMEOUT_S)
         self.assertEqual("4", self.call("kv/put", {"key": "YQ=="}).json["header"]["raft_term"])
+
+
+class HeadTests(WebCase):
+    """Heads of good replies, which are made once a second."""
+
+    def test_date_moves_on(self) -> None:
+        """Status line, type, length and date are there, and the date is that of the second."""
+        with mock.patch("twisted_paxos.web.http.datetimeToString", side_effect=[b"one", b"two"]):
+            first, again = self.call("kv/range", {"key": "YQ=="}), self.call("kv/range", {"key": "YQ=="})
+            self.clock.advance(1)
+            later = self.call("kv/range", {"key": "YQ=="})
+        self.assertEqual(["one", "one", "two"], [reply.headers["Date"] for reply in (first, again, later)])
+        self.assertEqual({"Date", "Content-Type", "Content-Length"}, set(first.headers))
+        self.assertEqual("application/json", first.headers["Content-Type"])
+
+    def test_two_in_a_row(self) -> None:
+        """One connection serves request after request."""
+        client = self.connect()
+        for _ in range(2):
+            client.send("/v3/kv/range", b'{"key":"YQ=="}')
+            self.clock.advance(0)
+            self.assertEqual(200, client.reply().code)
+
+    def test_last_request(self) -> None:
+        """A client that wants the connection closed is told so, and it is."""
+        client = self.connect()
+        client.send("/v3/kv/range", b'{"key":"YQ=="}', headers={"Connection": "close"})
+        self.clock.advance(0)
+        reply = client.reply()
+        self.assertEqual((200, "close"), (reply.code, reply.headers["Connection"].lower()))
+        self.assertTrue(client.closed)
+
+    def test_addresses(self) -> None:
+        """A connection is asked for its addresses once, however many requests it brings."""
+        client = self.connect()
+        with mock.patch.object(client.transport, "getPeer", wraps=client.transport.getPeer) as asked:
+            for _ in range(3):
+                client.send("/v3/kv/range", b'{"key":"YQ=="}')
+                self.clock.advance(0)
+                client.reply()
+        self.assertLessEqual(asked.call_count, 1)

@@ -199,8 +199,8 @@ class Proposer:
         self._taken.clear()
 
     def on_nack(self, message: Nack) -> Effects:
-        """An acceptor promised a higher ballot: this one is over."""
-        if message.ballot == self.ballot and message.promised > self.ballot:
+        """An acceptor promised a higher ballot: this one is over, also when an earlier one was meant."""
+        if message.promised > self.ballot and self.phase is not Phase.IDLE:
             self.give_way()
         return Effects()
 

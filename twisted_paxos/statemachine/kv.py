@@ -233,7 +233,7 @@ class KeyValueStore:
         """Ids of the open leases, sorted."""
         return self._leases.ids(self._time_ms)
 
-    def hashing(self) -> Iterator[int | None]:
+    def hashing(self) -> Generator[int | None]:
         """Hash the whole logical state of this moment: None after each step, the hash as the last item.
 
         Members that have applied the same slots have the same one. A `snapshot` may be under way too.

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
+from typing import Final
 
 import msgspec
 from twisted.internet.defer import Deferred
-from twisted.internet.task import Cooperator
+from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.task import deferLater
 
 from twisted_paxos.errors import KeyValueError
 from twisted_paxos.statemachine.kvcommands import StoreQuery, StoreStatus
@@ -36,6 +38,9 @@ from twisted_paxos.web.replies import (
 )
 from twisted_paxos.web.requests import AuthRequest, Empty, MemberRequest, TransferRequest
 from twisted_paxos.web.streams import Stream
+
+SNAPSHOT_MAX_S: Final = 600.0
+"""A client that has not taken its snapshot by then is cut off: it keeps memory from being set free."""
 
 _decode_status = msgspec.json.Decoder(StoreStatus).decode
 
@@ -90,18 +95,18 @@ def status(gateway: Gateway, request: Empty) -> Deferred[StatusReply]:
 
 def state_hash(gateway: Gateway, request: Empty) -> Deferred[HashReply]:
     """``maintenance/hash``: of the logical state; members that have applied the same have the same one."""
+    return Deferred.fromCoroutine(_state_hash(gateway))
+
+
+async def _state_hash(gateway: Gateway) -> HashReply:
     revision = gateway.store.revision
-    found: list[int | None] = [None]
-
-    def steps() -> Iterator[None]:
-        for found[0] in gateway.store.hashing():
-            yield None
-
-    # A turn of the reactor for each piece: a large store takes seconds.
-    pieces = Cooperator(scheduler=lambda work: gateway.reactor.callLater(0, work), started=True)
-    return pieces.coiterate(steps()).addCallback(
-        lambda _: HashReply(gateway.header(revision), (found[0] or 0) & 0xFFFFFFFF)
-    )
+    found = 0
+    with gateway.scanning(), closing(gateway.store.hashing()) as steps:
+        for step in steps:
+            found = step or 0
+            # A turn of the reactor for each piece: a large store takes seconds.
+            await deferLater(gateway.reactor, 0)
+    return HashReply(gateway.header(revision), found & 0xFFFFFFFF)
 
 
 def snapshot(gateway: Gateway, stream: Stream, requests: Iterator[Empty]) -> None:
@@ -109,11 +114,18 @@ def snapshot(gateway: Gateway, stream: Stream, requests: Iterator[Empty]) -> Non
     next(requests, None)  # whatever it says
     sending = Deferred.fromCoroutine(_send_snapshot(gateway, stream))
     stream.on_lost = sending.cancel
-    sending.addErrback(stream.fail)
+    limit = gateway.reactor.callLater(SNAPSHOT_MAX_S, sending.cancel)
+    sending.addBoth(_stop_limit, limit).addErrback(stream.fail)
+
+
+def _stop_limit(result: object, limit: IDelayedCall) -> object:
+    if limit.active():
+        limit.cancel()
+    return result
 
 
 async def _send_snapshot(gateway: Gateway, stream: Stream) -> None:
-    with closing(gateway.store.snapshot()) as pieces:
+    with gateway.scanning(), closing(gateway.store.snapshot()) as pieces:
         for piece in pieces:
             if piece:
                 stream.send(SnapshotPiece(piece))

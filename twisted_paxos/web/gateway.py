@@ -8,7 +8,8 @@ ends what waits without a deadline (watches, locks, elections), so that no clien
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from hashlib import blake2b
 from typing import Final, NamedTuple, Protocol, TypeVar
 
@@ -16,7 +17,7 @@ from msgspec import Raw
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-from twisted_paxos.errors import KeyValueError, NodeStopped, Unavailable
+from twisted_paxos.errors import KeyValueError, NodeStopped, Overloaded, Unavailable
 from twisted_paxos.interfaces import INode
 from twisted_paxos.own_session import OwnSession
 from twisted_paxos.statemachine.commands import NodeStatus
@@ -47,6 +48,9 @@ UNSERVED_MAX_S: Final = 2.0
 
 ANSWER_MAX_BYTES: Final = 64 << 20
 """The largest answer of the store, as JSON: what is larger is asked for in parts."""
+
+SCANS_MAX: Final = 2
+"""Snapshots and hashes of the whole store that are made at the same time."""
 
 TICK_S: Final = 1.0
 """How often that is looked at, while there are streams."""
@@ -160,6 +164,7 @@ class Gateway:
         self._followers: set[Follower] = set()
         self._ticking: IDelayedCall | None = None
         self._unserved_since_s: float | None = None
+        self._scans = 0
 
     # -- what replies say of this node
 
@@ -225,6 +230,21 @@ class Gateway:
     def read(self, question: Range, serializable: bool = False) -> Deferred[RangeResult]:
         """Read a range; fails with `KeyValueError` when it cannot be read. See `query`."""
         return self.query(question, serializable).addCallback(_checked, RangeResult)
+
+    @contextmanager
+    def scanning(self) -> Iterator[None]:
+        """While the whole store is read: as long as that lasts no memory of old versions is set free.
+
+        Raises:
+            Overloaded: that is done `SCANS_MAX` times already.
+        """
+        if self._scans >= SCANS_MAX:
+            raise Overloaded(f"the store is read as a whole {SCANS_MAX} times already; try again later")
+        self._scans += 1
+        try:
+            yield
+        finally:
+            self._scans -= 1
 
     # -- what lasts
 

@@ -62,6 +62,7 @@ KEEPALIVE_PROBES: Final = 4
 """A silent peer is asked after so long, then every so often, so many times."""
 
 JSON_TYPE: Final = [b"application/json"]
+_JSON_HEAD: Final = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nDate: %s\r\nContent-Length: "
 
 OPEN_PATHS: Final = frozenset({EVENTS_PATH})
 """Pages of other origins may ask for these: the answers say which of them may read it, and change nothing."""
@@ -101,7 +102,8 @@ class GatewaySite(Site):
         self.connections_max = connections_max
         self.refused: dict[str, int] = {}
         self.protocol: Any = GatewayChannel
-        self._date = (0, b"")
+        self._date = (-1, b"")
+        self._head = (b"", b"")
 
     def count(self, reason: str) -> None:
         """Count something refused for ``reason``."""
@@ -117,6 +119,13 @@ class GatewaySite(Site):
             self._date = (second, datetimeToString())
         return self._date[1]
 
+    def json_head(self) -> bytes:
+        """How a good reply begins, up to its length: the same for all of one second."""
+        date = self.date()
+        if date != self._head[0]:
+            self._head = (date, _JSON_HEAD % date)
+        return self._head[1]
+
     def close_all(self) -> None:
         """End what lasts, and close every connection, what was written is still sent: the node stops."""
         self.gateway.stop()
@@ -125,10 +134,30 @@ class GatewaySite(Site):
 
 
 class GatewayChannel(HTTPChannel):
-    """One connection."""
+    """One connection.
+
+    Attributes:
+        blocked: the client does not take what is sent.
+    """
+
+    blocked = False
 
     site: Any  # a GatewaySite
     transport: Any
+    _addresses: tuple[Any, Any] | None = None
+
+    def getPeer(self) -> Any:
+        """The client's address; each request asks for it, so the system is asked once only."""
+        return self._both()[0]
+
+    def getHost(self) -> Any:
+        """This end's address; see `getPeer`."""
+        return self._both()[1]
+
+    def _both(self) -> tuple[Any, Any]:
+        if self._addresses is None:
+            self._addresses = (self.transport.getPeer(), self.transport.getHost())
+        return self._addresses
 
     def connectionMade(self) -> None:
         """One more; beyond the limit, it is only told so."""
@@ -146,6 +175,16 @@ class GatewayChannel(HTTPChannel):
         """One less."""
         self.site.connections.discard(self)
         super().connectionLost(reason)
+
+    def pauseProducing(self) -> None:
+        """What was sent waits for the client."""
+        self.blocked = True
+        super().pauseProducing()
+
+    def resumeProducing(self) -> None:
+        """The client has taken it."""
+        self.blocked = False
+        super().resumeProducing()
 
     @property
     def surplus(self) -> bool:
@@ -271,7 +310,24 @@ class GatewayRequest(Request):
 
     def reply(self, message: Struct) -> None:
         """Send a reply, the whole of it."""
-        self.reply_bytes(encode(message), JSON_TYPE)
+        body = encode(message)
+        if self._is_plain():
+            # By way of Headers this takes a tenth of all the time of a request.
+            self.on_lost = None
+            self.startedWriting = 1
+            self.channel.writeSequence((self.site.json_head(), b"%d\r\n\r\n" % len(body), body))
+            self.finish()
+        else:
+            self.reply_bytes(body, JSON_TYPE)
+
+    def _is_plain(self) -> bool:
+        """Whether a reply has the headers of most: nothing is wrong, and the connection stays."""
+        return (
+            self.code == 200
+            and self.clientproto == b"HTTP/1.1"
+            and not (self._disconnected or self.finished or self.startedWriting)
+            and self.channel.persistent
+        )
 
     def reply_text(self, code: int, text: bytes) -> None:
         """Send a line of text."""

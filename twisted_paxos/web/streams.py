@@ -49,6 +49,8 @@ class Stream:
         self.on_lost: Callable[[], None] | None = None
         request.on_lost = self._lost
         request.registerProducer(self, True)
+        if request.channel.blocked:  # by an earlier reply
+            self.pauseProducing()
 
     def send(self, message: Struct) -> None:
         """Send ``message`` as a result."""
