@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.testing import MemoryReactor, StringTransport
@@ -65,6 +65,7 @@ def receiver(pauses: bool = False) -> Collecting:
 class ReceivingTests(SynchronousTestCase):
     """Frames in, strings out."""
 
+    @settings(deadline=None)
     @given(st.lists(st.binary(max_size=40), max_size=8), st.lists(st.integers(1, 30), max_size=20))
     def test_any_cut(self, contents: list[bytes], cuts: list[int]) -> None:
         """However the stream is cut, the same strings come out, in order."""
@@ -76,6 +77,7 @@ class ReceivingTests(SynchronousTestCase):
         protocol.dataReceived(stream)
         self.assertEqual(contents, protocol.got)
 
+    @settings(deadline=None)
     @given(st.lists(st.binary(max_size=40), min_size=1, max_size=8), st.integers(0, 60))
     def test_pauses(self, contents: list[bytes], cut: int) -> None:
         """A receiver that pauses after each frame gets one for each time that it goes on."""
