@@ -280,6 +280,18 @@ class DifferenceTests(SynchronousTestCase):
         self.assertIsNone(self.name(watch, nothing, deletion("base+1")))
         self.assertIsNone(self.name(watch, nothing, deletion("base+0", "PUT")))
 
+    def test_malformed_later(self) -> None:
+        """Only where etcd's stream goes on, and ours says that it was no request."""
+        call = Call("watch", b"{}x")
+        goes_on = Answer(200, JSON, [{"result": {}}, "open"])
+
+        def ended(code: int) -> Answer:
+            return Answer(200, JSON, [{"result": {}}, {"error": {"grpc_code": code}}, "ended"])
+
+        self.assertEqual("malformed later", self.name(call, goes_on, ended(2)))
+        self.assertIsNone(self.name(call, goes_on, ended(14)))
+        self.assertIsNone(self.name(call, Answer(200, JSON, ["ended"]), ended(2)))
+
     def test_duplicate(self) -> None:
         """Only where a deletion's end is not behind its key; the sequence ends there, however it is spelt."""
         refused = self.refused(400, 3, "etcdserver: duplicate key given in txn request")

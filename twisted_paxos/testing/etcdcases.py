@@ -61,7 +61,19 @@ FILLED: Final = (put(b"a", b"3"), put(b"b", b"1"), put(b"c", b"2"), put(b"a", b"
 
 def cases() -> Iterator[tuple[str, Sequence[Step]]]:
     """All sequences by name; names do not repeat."""
-    for group in (_keys, _ranges, _spellings, _values, _txns, _leases, _watches, _locks, _elections, _others):
+    for group in (
+        _keys,
+        _ranges,
+        _spellings,
+        _values,
+        _txns,
+        _leases,
+        _watches,
+        _many_watches,
+        _locks,
+        _elections,
+        _others,
+    ):
         yield from group()
 
 
@@ -561,6 +573,31 @@ def _watches() -> Iterator[tuple[str, Sequence[Step]]]:
             delete(b"a"),
         ],
     )
+
+
+def _many_watches() -> Iterator[tuple[str, Sequence[Step]]]:
+    """Several messages in one body; only one watch of a stream sees events, else their order is open."""
+    a, b, c = ({"create_request": {"key": key}} for key in ("YQ==", "Yg==", "Yw=="))
+    chosen = {"create_request": {"key": "Yg==", "watch_id": 7}}
+    bodies: dict[str, Sequence[Any]] = {
+        "two": (a, b),
+        "three": (b, a, c),
+        "cancelled": (a, b, {"cancel_request": {"watch_id": 1}}),
+        "cancelled, first": (b, {"cancel_request": {"watch_id": 0}}, a),
+        "cancelled, unknown": (a, {"cancel_request": {"watch_id": 5}}),
+        "cancelled, nothing": (a, {"cancel_request": {}}),
+        "one id twice": (chosen, chosen, a),
+        "progress": ({"progress_request": {}},),
+        "progress of a watch": (a, {"progress_request": {}}),
+        "camelCase": ({"createRequest": {"key": "Yg=="}}, {"cancelRequest": {"watchId": "0"}}),
+        "malformed": (a, {"create_request": {"key": 1}}),
+        "empty": (a, {}),
+    }
+    for name, messages in bodies.items():
+        body = b"".join(json.dumps(message).encode() for message in messages)
+        stream = Stream(Call("watch", body), answers_first=name != "progress")
+        settled = Call("kv/range", {"key": b"a"})
+        yield f"watches on one stream, {name}", [stream, settled, put(b"a", b"1"), put(b"a", b"2")]
 
 
 # -- locks and elections
