@@ -97,7 +97,7 @@ def _deletes_at(document: Any, revision: str) -> bool:
 
 
 def _malformed_later(call: Call, theirs: Answer, ours: Answer) -> bool:
-    """etcd's stream goes on; ours has ended with an error of the same code as for a malformed first message."""
+    """etcd's stream goes on; ours has ended with the error that a malformed first message has."""
     if not call.path.endswith("watch") or not theirs.status == ours.status == 200:
         return False
     errors = [one["error"] for one in ours.documents if isinstance(one, Mapping) and "error" in one]
