@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+from typing import TypeVar
 
 import msgspec
 from msgspec import Raw
@@ -14,6 +15,8 @@ from twisted_paxos.wire import client as wire
 
 TIMEOUT_S = 1.0
 
+_T = TypeVar("_T")
+
 
 def frame(message: wire.Request) -> bytes:
     """A request as it is sent."""
@@ -21,14 +24,60 @@ def frame(message: wire.Request) -> bytes:
     return struct.pack("!I", len(body)) + body
 
 
-def _receive(connection: socket.socket, size_bytes: int) -> bytes:
-    data = b""
-    while len(data) < size_bytes:
-        more = connection.recv(size_bytes - len(data))
-        if not more:
-            raise OSError("closed")
-        data += more
-    return data
+class Connection:
+    """A blocking connection to the client port of a node; a context manager.
+
+    Args:
+        endpoint: ``host:port``.
+        timeout_s: how long it waits for an answer.
+    """
+
+    def __init__(self, endpoint: str, timeout_s: float = TIMEOUT_S) -> None:
+        host, _, port = endpoint.rpartition(":")
+        self._socket = socket.create_connection((host, int(port)), timeout_s)
+        self.send(wire.Hello())
+        self.receive_kind(wire.Hello)
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._socket.close()
+
+    def send(self, request: wire.Request) -> None:
+        """Send one request."""
+        self._socket.sendall(frame(request))
+
+    def receive(self) -> wire.Response:
+        """The next answer, whatever it is.
+
+        Raises:
+            OSError: none came in time, or the node closed the connection.
+            WireError: it is none.
+        """
+        return wire.decode_response(self._bytes(int.from_bytes(self._bytes(4), "big")))
+
+    def receive_kind(self, kind: type[_T]) -> _T:
+        """The next answer of this kind; others but failures are passed over.
+
+        Raises:
+            OSError: see `receive`; or it is a failure.
+        """
+        while True:
+            response = self.receive()
+            if isinstance(response, kind):
+                return response
+            if isinstance(response, wire.Failure):
+                raise OSError(response.message)
+
+    def _bytes(self, size_bytes: int) -> bytes:
+        data = b""
+        while len(data) < size_bytes:
+            more = self._socket.recv(size_bytes - len(data))
+            if not more:
+                raise OSError("the node closed the connection")
+            data += more
+        return data
 
 
 def ask(endpoint: str, query: KvQuery, serializable: bool = True) -> bytes | None:
@@ -39,17 +88,10 @@ def ask(endpoint: str, query: KvQuery, serializable: bool = True) -> bytes | Non
         query: for the key-value store.
         serializable: of this node as it is, without a majority.
     """
-    host, _, port = endpoint.rpartition(":")
     try:
-        with socket.create_connection((host, int(port)), TIMEOUT_S) as connection:
-            connection.sendall(frame(wire.Hello()) + frame(wire.Query(1, Raw(encode(query)), serializable)))
-            while True:
-                size_bytes = int.from_bytes(_receive(connection, 4), "big")
-                response = wire.decode_response(_receive(connection, size_bytes))
-                if isinstance(response, wire.Answer):
-                    return bytes(response.data)
-                if isinstance(response, wire.Failure):
-                    return None
+        with Connection(endpoint) as connection:
+            connection.send(wire.Query(1, Raw(encode(query)), serializable))
+            return bytes(connection.receive_kind(wire.Answer).data)
     except (OSError, WireError):
         return None
 

@@ -205,11 +205,22 @@ class TwistedPaxos(System):
         return [self._endpoints[self._leader], *others]
 
     @property
+    def leader(self) -> str:
+        """The id of the leader, as found at the start."""
+        return self._leader
+
+    @property
+    def followers(self) -> list[str]:
+        """All the others."""
+        return [uid for uid in self.uids if uid != self._leader]
+
+    @property
     def leader_endpoint(self) -> str:
         """Where clients of the leader connect."""
         return self._endpoints[self._leader]
 
-    def _command(self, workload: Workload) -> list[str]:
+    def load_command(self, workload: Workload) -> list[str]:
+        """What to run for a load."""
         return python("-m", "benchmarks.load", msgspec.json.encode(workload).decode())
 
     def run(self, task: Task) -> Run | None:
@@ -229,7 +240,7 @@ class TwistedPaxos(System):
         )
         before = self.processes.cpu_s()
         limit_s = LONG_S if task.operations else task.seconds + task.warm_up_s + GRACE_S
-        said = output_of(self._command(workload), limit_s)
+        said = output_of(self.load_command(workload), limit_s)
         after = self.processes.cpu_s()
         run: Run = msgspec.json.decode(said)
         used_s = {uid: after[uid] - before[uid] for uid in after}
@@ -253,7 +264,7 @@ class TwistedPaxos(System):
     def fill(self, operations: int) -> None:
         """See `System`."""
         workload = Workload(endpoints=self._from_leader(), in_flight=FILL_IN_FLIGHT, operations=operations)
-        done = msgspec.json.decode(output_of(self._command(workload), LONG_S))
+        done = msgspec.json.decode(output_of(self.load_command(workload), LONG_S))
         if done["errors"]:
             raise BenchmarkError(f"twisted_paxos: {done['errors']} errors: {done['error']}")
         self._puts += done["acknowledged_puts"]
@@ -270,7 +281,7 @@ class TwistedPaxos(System):
     def fail_over_s(self) -> float | None:
         """See `System`."""
         workload = Workload(endpoints=self._from_leader(), seconds=6.0, warm_up_s=0.5, times=True)
-        return fail_over_of(self.processes, self._leader, self._command(workload))
+        return fail_over_of(self.processes, self._leader, self.load_command(workload))
 
 
 def fail_over_of(processes: Processes, leader: str, writer: list[str]) -> float:

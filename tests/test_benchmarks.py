@@ -221,11 +221,11 @@ class SmokeTests(TestCase):
 
     timeout = 120
 
-    async def compare(self, place: Path, *options: str) -> bytes:
-        """Run the command; what it says."""
+    async def run_module(self, place: Path, module: str, *options: str) -> bytes:
+        """Run a command; what it says."""
         said, errors, status = await getProcessOutputAndValue(
             sys.executable,
-            ["-m", "benchmarks.compare", *options],
+            ["-m", f"benchmarks.{module}", *options],
             env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
             path=str(place),
             reactor=reactor,
@@ -240,11 +240,11 @@ class SmokeTests(TestCase):
         report = place / "figures.json"
         options = ["--systems", "twisted_paxos", "--rounds", "1", "--seconds", "0.3", "--warm-up", "0.2"]
         options += ["--depths", "1,8", "--scale", "0.002", "--json", str(report), "--charts", str(place)]
-        said = await self.compare(place, *options, "--only", "put,read,lease")
+        said = await self.run_module(place, "compare", *options, "--only", "put,read,lease")
         self.assertIn(b"put-8", said)
         # The same command again goes on: what is there is not run anew, what is new is.
         before = msgspec.json.decode(report.read_bytes())["runs"]
-        await self.compare(place, *options, "--only", "put,lease,watch")
+        await self.run_module(place, "compare", *options, "--only", "put,lease,watch")
         runs = msgspec.json.decode(report.read_bytes())["runs"]
         self.assertEqual({name: runs[name] for name in before}, before)
         short = {"put-1", "put-8", "read-8", "serializable-8", "mix-8", "keepalive-8"}
@@ -253,3 +253,21 @@ class SmokeTests(TestCase):
             self.assertGreater(by["twisted_paxos"][0]["rate_per_s"], 0, name)
             self.assertEqual(by["twisted_paxos"][0].get("errors", 0), 0, name)
         self.assertTrue((place / "puts.svg").exists())
+
+    async def test_state(self) -> None:
+        """A small state: it comes back from its snapshot, and a key takes some memory, not much."""
+        said = await self.run_module(Path(self.mktemp()).parent.resolve(), "state", "--keys", "2000")
+        figures = {line.split()[0]: line.split()[1] for line in said.decode().splitlines()}
+        self.assertEqual(figures["keys"], "2,000")
+        self.assertIn("restore_longest_step_ms", figures)
+
+    async def test_scale(self) -> None:
+        """A cluster with a few keys is killed and comes back; another has a few watchers and leases."""
+        place = Path(self.mktemp()).resolve()
+        place.mkdir()
+        report = place / "scale.json"
+        options = ["--only", "keys,clients", "--scale", "0.001", "--json", str(report)]
+        await self.run_module(place, "scale", *options)
+        figures = msgspec.json.decode(report.read_bytes())
+        self.assertEqual((figures["keys"]["keys"], figures["clients"]["leases"]), (1_000, 10))
+        self.assertGreater(figures["keys"]["restart_s"], 0)

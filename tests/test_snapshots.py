@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.task import Clock
+from twisted.internet.task import Clock, deferLater
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
@@ -171,6 +171,35 @@ class SnapshotTests(ClusterCase):
         assert node is not None
         self.assertGreater(node.replica.log.log_start, 300)
         self.write(50)
+        self.assertEqual(1, len(set(self.states())))
+
+    def test_fetchedWhileRestoring(self) -> None:
+        """A snapshot that comes while the node still reads its own older one is what counts in the end."""
+        self.write(120)
+        uid = self.behind()
+        node = self.cluster.nodes[uid]
+        opened: list[int] = []
+
+        def slow_at_first(its_node: Any, storage: Any) -> None:
+            open_snapshot = storage.open_snapshot
+
+            def open_slowly() -> Any:
+                reader = open_snapshot()
+                opened.append(reader.slot)
+                if its_node is node and len(opened) == 1:
+                    read = reader.read
+                    reader.read = lambda number: deferLater(its_node.reactor, 3.0, lambda: read(number))
+                return reader
+
+            if its_node is node:
+                storage.open_snapshot = open_slowly
+
+        self.cluster.on_storage.append(slow_at_first)
+        node.start()
+        self.cluster.run(4.0)
+        self.assertEqual(1, len(set(self.states())))
+        self.assertLess(opened[0], opened[-1], "nothing newer was fetched meanwhile")
+        self.write(20)
         self.assertEqual(1, len(set(self.states())))
 
     def test_cutInBetween(self) -> None:

@@ -126,6 +126,7 @@ class PersistentPaxosNode(Service):
         self.machine = machine if machine is not None else OpaqueLog()
         self._snapshot_policy = snapshot_policy
         self._stopping = False
+        self._restoring = False
         self._timer: Any = None
         self._flush_planned = False
         self._recovered_upto = 0
@@ -261,12 +262,20 @@ class PersistentPaxosNode(Service):
         if not snapshot_slot:
             self.applier.resume(self.replica.log.chosen_upto)
             return
+        if self._restoring:
+            return  # One at a time: the newest comes next.
+        self._restoring = True
         restoring = Deferred.fromCoroutine(restore(self._reactor, self.storage, self.state))
         restoring.addCallback(self._restored)
         restoring.addErrback(self._fail)
 
     def _restored(self, header: Header | None) -> None:
+        self._restoring = False
         if self._stopping or header is None:
+            return
+        if self.storage.snapshot_slot > header.slot:
+            # A newer one was fetched meanwhile; the log between the two is gone.
+            self._restore(self.storage.snapshot_slot)
             return
         log.info("restored the snapshot of slot {slot}", slot=header.slot)
         if header.slot > self.replica.log.chosen_upto:

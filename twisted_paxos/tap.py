@@ -38,6 +38,9 @@ from twisted_paxos.jsonlog import json_observer
 
 log = Logger()
 
+GC_THRESHOLDS = (50_000, 50, 1_000)
+"""Of the cyclic garbage collector: there are next to no cycles here, and a collection is a pause."""
+
 TWISTD_PID_FILE = "twistd.pid"
 """twistd's default, which nodes started in one directory cannot share (``--pidfile`` replaces it)."""
 
@@ -288,6 +291,8 @@ class NodeProcess(MultiService):
         Service.startService(self)
         for warning in self._config.warnings:
             log.warn("{warning}", warning=warning)
+        # Restoring a million keys makes no garbage, and would be looked through again and again.
+        gc.set_threshold(*GC_THRESHOLDS)
         try:
             started: Any = self._node.startService()
         except Exception as error:
@@ -355,7 +360,6 @@ def _settle_memory(result: object) -> object:
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 50, 1_000)
     return result
 
 

@@ -263,6 +263,13 @@ class Phase2Tests(ProposerCase):
         self.proposer.on_nack(Nack(ballot("1.A"), ballot("2.B")))
         self.assertIs(self.proposer.phase, Phase.PREPARING)
 
+    def test_rule4NackOfAnEarlierBallotTellsAsMuch(self) -> None:
+        """Rule 4: a promise above the present ballot ends it, whatever the Nack answers (PAXOS_SEED=46)."""
+        self.proposer.take_over(NO_BALLOT, 0.0)
+        self.proposer.take_over(ballot("2.B"), 0.0)
+        self.proposer.on_nack(Nack(ballot("1.A"), ballot("4.B")))
+        self.assertIs(self.proposer.phase, Phase.IDLE)
+
     def test_rule9CommandIsTakenOnce(self) -> None:
         """Rule 9: a command that waits or is in flight is not put into a second slot."""
         self.lead()

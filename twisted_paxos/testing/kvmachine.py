@@ -14,6 +14,7 @@ from msgspec import Raw
 
 from twisted_paxos.client import watches as client_watches
 from twisted_paxos.protocols import watchport
+from twisted_paxos.protocols.watchport import WatchPort
 from twisted_paxos.statemachine.commands import Context
 from twisted_paxos.statemachine.kv import KeyValueStore
 from twisted_paxos.statemachine.kvlimits import KvLimits
@@ -23,6 +24,9 @@ from twisted_paxos.testing.registers import Registers, decode_write
 
 SNAPSHOT_STEP_RECORDS: Final = 3
 """Few, so that snapshots have many pieces."""
+
+BUSY_S: Final = 0.01
+"""What a node has to do between two turns of its watches, where it has much to do."""
 
 
 class KvSizes(NamedTuple):
@@ -34,7 +38,8 @@ class KvSizes(NamedTuple):
         queue_max_events, scan_revisions: of each node's watchers.
         batch_bytes, fragment_bytes: where batches and frames of events are cut.
         buffer_max_batches: what waits for a consumer in a client.
-        turn_s: how long a node sends events to one client at a time; 0: one frame.
+        turn_s: how long a node sends events to one client at a time; 0: one frame, and it is `BUSY_S` until
+            the next: connections break between the frames of a batch.
     """
 
     limits: KvLimits
@@ -128,6 +133,12 @@ class SimulatedStore(KeyValueStore):
         return digest.digest()
 
 
+def _plan_later(port: WatchPort) -> None:
+    """Takes the place of `WatchPort._plan`, which has the next turn at once."""
+    if port._turn is None and port._ready and not port._channel.paused:
+        port._turn = port._reactor.callLater(BUSY_S, port._take_turns)
+
+
 @contextmanager
 def patched_kv_sizes(sizes: KvSizes) -> Iterator[None]:
     """The limits of a run that are no arguments, for as long as it lasts."""
@@ -137,6 +148,7 @@ def patched_kv_sizes(sizes: KvSizes) -> Iterator[None]:
             (WatchHub.poll, "__defaults__", (sizes.batch_bytes,)),
             (watchport, "FRAGMENT_BYTES", sizes.fragment_bytes),
             (watchport, "TURN_S", sizes.turn_s),
+            (WatchPort, "_plan", WatchPort._plan if sizes.turn_s else _plan_later),
             (client_watches, "BUFFER_MAX_BATCHES", sizes.buffer_max_batches),
         ):
             stack.enter_context(mock.patch.object(owner, name, value))

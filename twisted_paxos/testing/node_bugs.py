@@ -252,9 +252,9 @@ def old_copy_is_heard() -> Sequence[Patch]:
 
     def admit(original: Any, self: Formation, sender: Any, message: Any) -> tuple[bool, Effects]:
         admitted, effects = original(self, sender, message)
-        effects.sends = [send for send in effects.sends if not isinstance(send.message, Refused)]
-        known = self._recorded.get(sender.incarnation, (0, ""))
-        return admitted or sender.boot < known[0], effects
+        if any(isinstance(send.message, Refused) for send in effects.sends):
+            return True, Effects()
+        return admitted, effects
 
     return [wrap(Formation, "admit", admit)]
 

@@ -58,8 +58,8 @@ class DurableState:
                 raise Violation(f"{self.identity.uid}: promise {record.ballot} after {self.promised}")
             self.promised = record.ballot
         elif isinstance(record, SaveAccepted):
-            if record.ballot > self.promised:
-                raise Violation(f"{self.identity.uid}: accepted {record.ballot} above {self.promised}")
+            if record.ballot != self.promised:
+                raise Violation(f"{self.identity.uid}: accepted {record.ballot}, promised {self.promised}")
             self.log[record.slot] = (False, Entry(record.ballot, record.value))
             if self.witness is not None:
                 life = (self.identity.uid, self.identity.incarnation)

@@ -4,10 +4,10 @@
     python -m twisted_paxos.testing.simulate --seeds 17 --trace --faults network,crash
 
 One seed is one run of about 20 simulated seconds: a cluster of the real node code on a simulated
-network and simulated disks, three clients with the real client library, faults for a while, then
-none, then the final checks. The same seed gives the same run, in any process. Exit status 1 when
-a check failed; then the seed, the check, the faults that it takes and, with ``--trace``, all that
-happened are printed.
+network and simulated disks, three clients with the real client library (or clients of the key-value
+store, or both: ``--load``), faults for a while, then none, then the final checks. The same seed gives
+the same run, in any process. Exit status 1 when a check failed; then the seed, the check, the faults
+that it takes and, with ``--trace``, all that happened are printed.
 """
 
 from __future__ import annotations
