@@ -5,14 +5,17 @@ from __future__ import annotations
 import base64
 import json
 import sys
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from twisted_paxos.errors import PaxosError
-from twisted_paxos.testing import etcddifferences
+from twisted_paxos.testing import etcddifferences, etcdrandom
 from twisted_paxos.testing.etcdanswers import Answer, comparable, split_revisions
 from twisted_paxos.testing.etcdcases import cases
 from twisted_paxos.testing.etcdcompare import compare, compare_cases, options, report, summary
@@ -232,6 +235,50 @@ class ExchangeTests(SynchronousTestCase):
         self.assertTrue(lines[0].startswith("[one] POST /v3/kv/put"))
         self.assertIn("1 requests compared in 2 s, 1 differences", summary(other, 1, 2.0))
         self.assertEqual(5, options().parse_args(["--requests", "5"]).requests)
+
+
+class RandomTests(SynchronousTestCase):
+    """Random sequences, without streams."""
+
+    def compare(self, theirs: Answer, ours: Answer) -> tuple[int, list[str]]:
+        """Differences and lines, when two sides answer so to every put, and equally to the rest."""
+        sides = [
+            FakePeer(name, defaultdict(ok, {"kv/put": put_answer}))
+            for name, put_answer in (("etcd", theirs), ("ours", ours))
+        ]
+        lines: list[str] = []
+        plain = st.tuples(st.integers(0, 2), st.lists(etcdrandom.calls(), min_size=2, max_size=8))
+        with mock.patch.object(etcdrandom, "SEQUENCES", plain):
+            count = etcdrandom.compare_random(Exchange(*sides, stream_s=0.0), 50, 1, lines.append)
+        return count, lines
+
+    def test_same(self) -> None:
+        """Equal answers give nothing."""
+        self.assertEqual((0, []), self.compare(ok(a="1"), ok(a="1")))
+
+    def test_cut_down(self) -> None:
+        """A difference is found, counted, and shown after the sequence that makes it."""
+        count, lines = self.compare(ok(a="1"), ok(a="2"))
+        self.assertTrue(1 <= count <= 8)
+        steps, differences = lines[:-count], lines[-count:]
+        self.assertTrue(all(line.startswith("[random, seed 1] step") for line in steps))
+        self.assertTrue(all("/kv/put" in line for line in differences))
+
+    def test_seed(self) -> None:
+        """The same seed fails in the same way."""
+        self.assertEqual(self.compare(ok(a="1"), ok(a="2")), self.compare(ok(a="1"), ok(a="2")))
+
+    def test_junk(self) -> None:
+        """Damaged requests are bytes to send."""
+        bodies: list[object] = []
+
+        @settings(max_examples=50, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+        @given(etcdrandom.damaged())
+        def look(call: Call) -> None:
+            bodies.append(call.body)
+
+        look()
+        self.assertTrue(all(isinstance(body, bytes) for body in bodies))
 
 
 class DifferenceTests(SynchronousTestCase):
