@@ -319,14 +319,17 @@ class Proposer:
         return Send(EVERYONE, Accept(self.ballot, slot, value, self.log.chosen_upto))
 
     def _next_batch(self) -> list[Command]:
-        queue, size = self._queue, 0
+        queue, size, target_bytes = self._queue, 0, limits.BATCH_TARGET_BYTES
         batch: list[Command] = []
         while queue:
             cost = len(queue[0].payload) + COMMAND_OVERHEAD_BYTES
-            if batch and size + cost > limits.BATCH_TARGET_BYTES:
+            if batch and size + cost > target_bytes:
                 break
             batch.append(queue.popleft())
             size += cost
+            if size > limits.BATCH_TARGET_BYTES:
+                # It fits no datagram: others may as well share its slot and its sync.
+                target_bytes = limits.LARGE_BATCH_BYTES
         self._queue_bytes -= size
         return batch
 
