@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 from msgspec import Raw
 from twisted.logger import Logger
 from twisted.trial.unittest import SynchronousTestCase
@@ -165,6 +166,14 @@ class ChecksTests(SynchronousTestCase):
         self.checks.recovered(stranger, self.recovered(stranger, promised=ONE))
         self.checks.sent(stranger, Promise(ONE, 1, 0, 1, 0, ()))
         self.found("rule 5", "no member")
+
+    def test_voters_that_nobody_chose(self) -> None:
+        """A node stores a change of voters that is not chosen."""
+        identity = msgspec.structs.replace(
+            self.identity(LIVES["A"]), sets=((1, MEMBERS), (9, {**MEMBERS, "B": "B2"}))
+        )
+        self.checks.written(LIVES["A"], [SaveIdentity(identity)])
+        self.found("rule 5", "nobody chose")
 
     def test_noted(self) -> None:
         """What is stored may be noted as chosen, and read; so may what a snapshot stands for."""

@@ -69,6 +69,9 @@ class Rules(Check):
     def _formed(self, identity: Identity) -> None:
         if identity.formed and identity.sets == ((1, identity.members),):
             self._witness.formed(identity.members)
+        for known in identity.sets if identity.formed else ():
+            if known not in self._witness.membership.sets:
+                raise Violation(f"rule 5: {identity.uid} goes by voters that nobody chose: {known}")
 
     def sent(self, life: Sender, disk: Disk, message: Any) -> None:
         """See `Witness.sent`."""
