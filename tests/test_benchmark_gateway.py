@@ -37,7 +37,14 @@ class LoadTests(SynchronousTestCase):
         )
         self.assertEqual(loads["put-1"].body["key"], loads["range-64"].body["key"])
         self.assertTrue(loads["put-64-spread"].spread)
-        self.assertTrue(set(gateway.GOALS) <= set(loads))
+        self.assertEqual([goal.workload for goal in gateway.GOALS], list(loads))
+
+    def test_goals(self) -> None:
+        """The report judges by the gateway's own goals."""
+        runs = {"put-1": {"etcd": [run(10, 100.0)], "twisted_paxos": [run(10, 110.0)]}}
+        [row] = gateway._report(runs, {}, {})["summary"]
+        self.assertEqual([True], [goal["reached"] for goal in row["goals"]])
+        self.assertEqual({"etcd": 1.1}, row["ratios"])
 
     def test_shares(self) -> None:
         """Connections are spread evenly, and nobody runs wrk with none."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 from unittest.mock import patch
 
+from msgspec import Raw
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.core.transcript import MEMBERS, ballot, command, entry, lines, sender, steady
@@ -13,8 +14,8 @@ from twisted_paxos.core.ballot import NO_BALLOT
 from twisted_paxos.core.effects import Effects
 from twisted_paxos.core.learner import Learner
 from twisted_paxos.core.log import Log
-from twisted_paxos.core.messages import Accepted, Chosen, Nack, Promise, SlotEntry, decode_value
-from twisted_paxos.core.proposer import LogClock, Phase, Proposer
+from twisted_paxos.core.messages import Accepted, Chosen, Command, Nack, Promise, SlotEntry, decode_value
+from twisted_paxos.core.proposer import COMMAND_OVERHEAD_BYTES, LogClock, Phase, Proposer
 from twisted_paxos.core.quorum import Membership
 
 A, B, C = sender("A"), sender("B"), sender("C")
@@ -263,6 +264,13 @@ class Phase2Tests(ProposerCase):
         self.proposer.on_nack(Nack(ballot("1.A"), ballot("2.B")))
         self.assertIs(self.proposer.phase, Phase.PREPARING)
 
+    def test_rule4NackOfAnEarlierBallotTellsAsMuch(self) -> None:
+        """Rule 4: a promise above the present ballot ends it, whatever the Nack answers (PAXOS_SEED=46)."""
+        self.proposer.take_over(NO_BALLOT, 0.0)
+        self.proposer.take_over(ballot("2.B"), 0.0)
+        self.proposer.on_nack(Nack(ballot("1.A"), ballot("4.B")))
+        self.assertIs(self.proposer.phase, Phase.IDLE)
+
     def test_rule9CommandIsTakenOnce(self) -> None:
         """Rule 9: a command that waits or is in flight is not put into a second slot."""
         self.lead()
@@ -287,13 +295,33 @@ class Phase2Tests(ProposerCase):
             self.assertFalse(self.proposer.enqueue([command(4)]))
 
     def test_largeCommandGoesAlone(self) -> None:
-        """Batches stop at the target size; one larger command makes a value of its own."""
+        """Batches stop at the target size; one still larger command makes a value of its own."""
         self.lead()
-        with patch.object(limits, "BATCH_TARGET_BYTES", 60):
+        with patch.multiple(limits, BATCH_TARGET_BYTES=60, LARGE_BATCH_BYTES=80):
             self.assertEqual(
                 self.propose(1, 2),
                 ["to everyone: Accept 1.A 1=v1 upto 0", "to everyone: Accept 1.A 2=v2 upto 0"],
             )
+
+    def test_largeCommandsShareAValue(self) -> None:
+        """Where the first command fits no datagram, others join it, up to a larger size."""
+        self.lead()
+        cost = len(command(1).payload) + COMMAND_OVERHEAD_BYTES
+        with patch.multiple(limits, BATCH_TARGET_BYTES=cost - 1, LARGE_BATCH_BYTES=2 * cost):
+            self.proposer.enqueue([command(n) for n in (1, 2, 3)])
+            sends = self.proposer.advance(0.0).sends
+        values: list[Any] = [send.message.value for send in sends]
+        self.assertEqual([len(decode_value(value).commands) for value in values], [2, 1])
+
+    def test_smallCommandsDoNotWaitForALargeOne(self) -> None:
+        """A large command behind small ones does not join them: they leave as a datagram."""
+        self.lead()
+        large = Command("c", 3, 1, Raw(b'"%s"' % (b"x" * 300)))
+        with patch.object(limits, "BATCH_TARGET_BYTES", 200):
+            self.proposer.enqueue([command(1), command(2), large])
+            sends = self.proposer.advance(0.0).sends
+        values: list[Any] = [send.message.value for send in sends]
+        self.assertEqual([len(decode_value(value).commands) for value in values], [2, 1])
 
     def test_highestProposedCoversRecoveredSlots(self) -> None:
         """A read must wait for what was recovered, though it is not chosen yet."""

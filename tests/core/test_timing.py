@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from twisted_paxos.core.timing import RETRY_FIRST_S, RETRY_MAX_S, RETRY_MIN_S, RetryTimer
+from twisted_paxos.core.timing import (
+    LARGE_BYTES,
+    LARGE_BYTES_PER_S,
+    LARGE_TRIES_MAX,
+    RETRY_FIRST_S,
+    RETRY_MAX_S,
+    RETRY_MIN_S,
+    RetryTimer,
+)
 
 
 class RetryTimerTests(SynchronousTestCase):
@@ -37,3 +45,10 @@ class RetryTimerTests(SynchronousTestCase):
     def test_jitterIsAtMostAQuarter(self) -> None:
         """Chance lengthens the wait by up to a quarter, and never shortens it."""
         self.assertEqual(RetryTimer(lambda: 1.0).wait_s(1), 1.25 * RETRY_FIRST_S)
+
+    def test_largeMessagesHaveTime(self) -> None:
+        """What goes by TCP waits for as long as a slow path takes to carry it, a few times that at most."""
+        timer = RetryTimer(lambda: 0.0)
+        self.assertEqual(timer.wait_s(1, LARGE_BYTES), RETRY_FIRST_S)
+        self.assertAlmostEqual(timer.wait_s(1, LARGE_BYTES_PER_S), RETRY_FIRST_S + 1.0)
+        self.assertAlmostEqual(timer.wait_s(100, LARGE_BYTES_PER_S), RETRY_MAX_S + LARGE_TRIES_MAX)

@@ -8,14 +8,14 @@ from twisted_paxos.testing.etcdservers import missing_etcd
 
 from .support import ProcessCase
 
-REQUESTS = 600
+REQUESTS = 400
 COMPARE = (sys.executable, "-m", "twisted_paxos.testing.etcdcompare")
 
 
 class ComparisonTests(ProcessCase):
     """etcd and a cluster of three nodes."""
 
-    timeout = 400
+    timeout = 600
     skip = missing_etcd() or None
 
     async def test_no_differences(self) -> None:

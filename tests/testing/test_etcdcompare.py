@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import base64
 import json
+import sys
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
-from twisted_paxos.testing import etcddifferences
+from twisted_paxos.errors import PaxosError
+from twisted_paxos.testing import etcddifferences, etcdrandom
 from twisted_paxos.testing.etcdanswers import Answer, comparable, split_revisions
 from twisted_paxos.testing.etcdcases import cases
-from twisted_paxos.testing.etcdcompare import compare_cases, options, report, summary
+from twisted_paxos.testing.etcdcompare import compare, compare_cases, options, report, summary
 from twisted_paxos.testing.etcdexchange import Exchange, Peer, decoded
 from twisted_paxos.testing.etcdrequests import (
     ASCEND,
@@ -215,6 +220,12 @@ class ExchangeTests(SynchronousTestCase):
         placed = Exchange._placed(Stream(Call("watch", {}, node=1)), first=2)
         self.assertEqual(3, placed.call.node if isinstance(placed, Stream) else None)
 
+    def test_without_hypothesis(self) -> None:
+        """Where it is missing, one line says so before anything is started."""
+        hidden = {"hypothesis": None, "twisted_paxos.testing.etcdrandom": None}
+        with mock.patch.dict(sys.modules, hidden), self.assertRaisesRegex(PaxosError, "--requests 0"):
+            compare(Path("nowhere"), options().parse_args([]))
+
     def test_report(self) -> None:
         """Differences are printed with the name of their sequence, and counted in the last line."""
         lines: list[str] = []
@@ -224,6 +235,50 @@ class ExchangeTests(SynchronousTestCase):
         self.assertTrue(lines[0].startswith("[one] POST /v3/kv/put"))
         self.assertIn("1 requests compared in 2 s, 1 differences", summary(other, 1, 2.0))
         self.assertEqual(5, options().parse_args(["--requests", "5"]).requests)
+
+
+class RandomTests(SynchronousTestCase):
+    """Random sequences, without streams."""
+
+    def compare(self, theirs: Answer, ours: Answer) -> tuple[int, list[str]]:
+        """Differences and lines, when two sides answer so to every put, and equally to the rest."""
+        sides = [
+            FakePeer(name, defaultdict(ok, {"kv/put": put_answer}))
+            for name, put_answer in (("etcd", theirs), ("ours", ours))
+        ]
+        lines: list[str] = []
+        plain = st.tuples(st.integers(0, 2), st.lists(etcdrandom.calls(), min_size=2, max_size=8))
+        with mock.patch.object(etcdrandom, "SEQUENCES", plain):
+            count = etcdrandom.compare_random(Exchange(*sides, stream_s=0.0), 50, 1, lines.append)
+        return count, lines
+
+    def test_same(self) -> None:
+        """Equal answers give nothing."""
+        self.assertEqual((0, []), self.compare(ok(a="1"), ok(a="1")))
+
+    def test_cut_down(self) -> None:
+        """A difference is found, counted, and shown after the sequence that makes it."""
+        count, lines = self.compare(ok(a="1"), ok(a="2"))
+        self.assertTrue(1 <= count <= 8)
+        steps, differences = lines[:-count], lines[-count:]
+        self.assertTrue(all(line.startswith("[random, seed 1] step") for line in steps))
+        self.assertTrue(all("/kv/put" in line for line in differences))
+
+    def test_seed(self) -> None:
+        """The same seed fails in the same way."""
+        self.assertEqual(self.compare(ok(a="1"), ok(a="2")), self.compare(ok(a="1"), ok(a="2")))
+
+    def test_junk(self) -> None:
+        """Damaged requests are bytes to send."""
+        bodies: list[object] = []
+
+        @settings(max_examples=50, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+        @given(etcdrandom.damaged())
+        def look(call: Call) -> None:
+            bodies.append(call.body)
+
+        look()
+        self.assertTrue(all(isinstance(body, bytes) for body in bodies))
 
 
 class DifferenceTests(SynchronousTestCase):
@@ -271,6 +326,18 @@ class DifferenceTests(SynchronousTestCase):
         self.assertIsNotNone(self.name(watch, nothing, deletion("base+0")))
         self.assertIsNone(self.name(watch, nothing, deletion("base+1")))
         self.assertIsNone(self.name(watch, nothing, deletion("base+0", "PUT")))
+
+    def test_malformed_later(self) -> None:
+        """Only where etcd's stream goes on, and ours says that it was no request."""
+        call = Call("watch", b"{}x")
+        goes_on = Answer(200, JSON, [{"result": {}}, "open"])
+
+        def ended(code: int) -> Answer:
+            return Answer(200, JSON, [{"result": {}}, {"error": {"grpc_code": code}}, "ended"])
+
+        self.assertEqual("malformed later", self.name(call, goes_on, ended(2)))
+        self.assertIsNone(self.name(call, goes_on, ended(14)))
+        self.assertIsNone(self.name(call, Answer(200, JSON, ["ended"]), ended(2)))
 
     def test_duplicate(self) -> None:
         """Only where a deletion's end is not behind its key; the sequence ends there, however it is spelt."""

@@ -20,7 +20,10 @@ FRAME_MAX_BYTES: Final = 4 * VALUE_MAX_BYTES
 """The largest message on a TCP link: an answer to a Fetch and one largest payload more."""
 
 BATCH_TARGET_BYTES: Final = 45_000
-"""A leader stops adding commands to a value here; one larger command goes alone."""
+"""A leader stops adding commands to a value here, so that it fits a datagram."""
+
+LARGE_BATCH_BYTES: Final = 1 << 19
+"""Where it stops when the first command alone is above that; one still larger goes alone."""
 
 PIPELINE_SLOTS: Final = 4
 """Values in flight at once; few, so that batches grow by themselves under load."""

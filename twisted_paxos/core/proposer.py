@@ -44,7 +44,7 @@ from twisted_paxos.core.messages import (
 )
 from twisted_paxos.core.quorum import Membership
 from twisted_paxos.core.records import SavePromise
-from twisted_paxos.core.timing import RetryTimer
+from twisted_paxos.core.timing import RetryTimer, is_large
 
 COMMAND_OVERHEAD_BYTES = 48
 """Roughly what a command takes beyond its payload, for the sizes of batches and queues."""
@@ -199,8 +199,8 @@ class Proposer:
         self._taken.clear()
 
     def on_nack(self, message: Nack) -> Effects:
-        """An acceptor promised a higher ballot: this one is over."""
-        if message.ballot == self.ballot and message.promised > self.ballot:
+        """An acceptor promised a higher ballot: this one is over, also when an earlier one was meant."""
+        if message.promised > self.ballot and self.phase is not Phase.IDLE:
             self.give_way()
         return Effects()
 
@@ -279,7 +279,7 @@ class Proposer:
         for slot in [slot for slot in self._in_flight if self.log.is_chosen(slot)]:
             proposal = self._in_flight.pop(slot)
             self.commits.observe(now_s - proposal.proposed_s)
-            if proposal.tries == 1:
+            if proposal.tries == 1 and not is_large(len(proposal.value)):
                 self._timer.sample(now_s - proposal.proposed_s)
         while len(self._in_flight) < limits.PIPELINE_SLOTS:
             free = self._next_slot <= self.log.chosen_upto + limits.ALPHA
@@ -315,18 +315,21 @@ class Proposer:
 
     def _propose(self, slot: int, value: Raw, now_s: float) -> Send:
         assert slot not in self._in_flight, "one value per slot and ballot"
-        self._in_flight[slot] = Proposal(value, now_s, now_s + self._timer.wait_s(1))
+        self._in_flight[slot] = Proposal(value, now_s, now_s + self._timer.wait_s(1, len(value)))
         return Send(EVERYONE, Accept(self.ballot, slot, value, self.log.chosen_upto))
 
     def _next_batch(self) -> list[Command]:
-        queue, size = self._queue, 0
+        queue, size, target_bytes = self._queue, 0, limits.BATCH_TARGET_BYTES
         batch: list[Command] = []
         while queue:
             cost = len(queue[0].payload) + COMMAND_OVERHEAD_BYTES
-            if batch and size + cost > limits.BATCH_TARGET_BYTES:
+            if batch and size + cost > target_bytes:
                 break
             batch.append(queue.popleft())
             size += cost
+            if size > limits.BATCH_TARGET_BYTES:
+                # It fits no datagram: others may as well share its slot and its sync.
+                target_bytes = limits.LARGE_BATCH_BYTES
         self._queue_bytes -= size
         return batch
 
@@ -403,7 +406,7 @@ class Proposer:
         for slot, proposal in self._in_flight.items():
             if now_s >= proposal.retry_at_s:
                 proposal.tries += 1
-                proposal.retry_at_s = now_s + self._timer.wait_s(proposal.tries)
+                proposal.retry_at_s = now_s + self._timer.wait_s(proposal.tries, len(proposal.value))
                 voted = self.learner.voters(slot, self.ballot)
                 silent = tuple(uid for uid in self.membership.voters if uid not in voted)
                 accept = Accept(self.ballot, slot, proposal.value, self.log.chosen_upto)

@@ -165,7 +165,9 @@ class Requests:
 
     def _forward(self, commands: tuple[Command, ...], now_s: float, tries: int) -> Send:
         self._forward_id += 1
-        self._forwards[self._forward_id] = _Sent(commands, now_s, now_s + self._timer.wait_s(tries), tries)
+        size_bytes = sum(len(command.payload) for command in commands)
+        retry_at_s = now_s + self._timer.wait_s(tries, size_bytes)
+        self._forwards[self._forward_id] = _Sent(commands, now_s, retry_at_s, tries)
         return Send((self._leader.uid,), Forward(self._forward_id, commands))
 
     def on_reply(self, uid: str, message: ForwardReply, now_s: float) -> None:

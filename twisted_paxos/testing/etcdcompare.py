@@ -66,6 +66,15 @@ def options() -> argparse.ArgumentParser:
     return parser
 
 
+def _random() -> Callable[..., int]:
+    """What sends random requests; that takes a package that nothing else here needs."""
+    try:
+        from twisted_paxos.testing.etcdrandom import compare_random
+    except ModuleNotFoundError as missing:
+        raise PaxosError(f"random requests need {missing.name}: install it, or say --requests 0") from None
+    return compare_random
+
+
 def compare(
     directory: Path, arguments: argparse.Namespace, say: Callable[[str], None] = print
 ) -> tuple[Exchange, int]:
@@ -74,8 +83,8 @@ def compare(
     Raises:
         PaxosError: a server does not start.
     """
-    from twisted_paxos.testing.etcdrandom import compare_random
-
+    wanted = 0 if arguments.only else arguments.requests
+    compare_random = _random() if wanted else None
     second = etcd(directory / "control") if arguments.control else ours(directory / "ours", arguments.members)
     with etcd(directory / "etcd", arguments.etcd_members) as theirs, second as mine:
         exchange = Exchange(Peer(theirs), Peer(mine))
@@ -83,8 +92,8 @@ def compare(
             found = compare_cases(exchange, arguments.only)
             report(found, say)
             count = len(found)
-            if arguments.requests and not arguments.only:
-                count += compare_random(exchange, arguments.requests, arguments.seed, say)
+            if compare_random is not None:
+                count += compare_random(exchange, wanted, arguments.seed, say)
         finally:
             exchange.close()
         # A traceback is wrong even where the answer is right.

@@ -89,7 +89,6 @@ class Stream(Struct, frozen=True):
 
 
 Step: TypeAlias = Call | Stream
-Sequence_: TypeAlias = Sequence[Step]
 
 
 class Place(Struct):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from http import HTTPStatus
 from typing import Any, Final, NamedTuple, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -36,6 +37,10 @@ UINT64: Final = {
         {"type": "string", "pattern": "^(0|[1-9][0-9]{0,18})$"},
     ]
 }
+ANYWHERE: Final = (400, 403, 404, 412, 429, 503)
+"""What every endpoint may refuse with. Streams, locks and elections refuse with 500 as well, gRPC's code 2,
+as with etcd; 501 is for what there is none of here."""
+
 ABOUT: Final = (
     "etcd v3's JSON API. All requests are POST. Fields may also be in camelCase; unknown ones are ignored, "
     "null is not set. Replies leave out what is false, 0 or empty, and write 64-bit numbers as text."
@@ -160,11 +165,25 @@ def _post(operation: Operation) -> dict[str, Any]:
         "requestBody": {"content": {"application/json": {"schema": _ref(operation.request)}}},
         "responses": {
             "200": {"description": said, "content": {"application/json": {"schema": schema}}},
-            "default": {
-                "description": "Refused",
-                "content": {"application/json": {"schema": _ref(ErrorReply)}},
-            },
+            **{str(status): _refused(status) for status in _statuses(operation)},
         },
+    }
+
+
+def _statuses(operation: Operation) -> list[int]:
+    """The errors that an endpoint may answer with; any other one is a fault of the node."""
+    found = list(ANYWHERE)
+    if operation.stream or re.search("/(lock|election)/", operation.path):
+        found.append(500)
+    if re.search("/(cluster|auth)/", operation.path):
+        found.append(501)
+    return sorted(found)
+
+
+def _refused(status: int) -> dict[str, Any]:
+    return {
+        "description": HTTPStatus(status).phrase,
+        "content": {"application/json": {"schema": _ref(ErrorReply)}},
     }
 
 
