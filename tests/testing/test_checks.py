@@ -104,6 +104,12 @@ class ChecksTests(SynchronousTestCase):
         self.checks.chosen("A", [SlotEntry(1, ONE, value("v"))])
         self.found("one value", "not chosen")
 
+    def test_value_of_a_lower_ballot(self) -> None:
+        """What was accepted below the ballot that chose it is not taken, though the value is the same."""
+        self.vote("AB", 1, TWO, value("v"))
+        self.checks.chosen("C", [SlotEntry(1, ONE, value("v"))])
+        self.found("rule 5", "chosen at 2.B")
+
     def test_storage_has_another(self) -> None:
         """Storage gives another value than the chosen one."""
         self.vote("AB", 1, ONE, value("v"))

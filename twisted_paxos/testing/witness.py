@@ -143,6 +143,9 @@ class Witness:
         if self.chosen[entry.slot] != entry.value:
             chosen = bytes(self.chosen[entry.slot])
             raise Violation(f"{who}: slot {entry.slot} has {bytes(entry.value)!r}, chosen is {chosen!r}")
+        if entry.ballot < self._chosen_at[entry.slot]:
+            chosen_at = self._chosen_at[entry.slot]
+            raise Violation(f"rule 5: {who}: slot {entry.slot} of {entry.ballot}, chosen at {chosen_at}")
 
     # -- messages
 
