@@ -344,6 +344,19 @@ class LogClockTests(SynchronousTestCase):
         clock.start(0, 10.0)
         self.assertLess(clock.read_ms(3_610.0), 5_000)
 
+    def test_earlierLeadershipIsForgotten(self) -> None:
+        """Time that a leader counted alone, and nobody has in the log, does not count when it leads again."""
+        clock = LogClock()
+        clock.start(5_000, 10.0)
+        for tenths in range(100, 120):
+            clock.read_ms(tenths / 10)
+        clock.logged(5_300)
+        clock.start(5_400, 12.0)
+        self.assertEqual([clock.read_ms(12.0), clock.read_ms(12.1)], [5_400, 5_500])
+        clock.logged(6_000)
+        clock.start(5_400, 12.2)
+        self.assertEqual(clock.read_ms(12.2), 6_000)
+
     def test_neverBack(self) -> None:
         """Neither a lower log time nor an earlier local time turns it back."""
         clock = LogClock()

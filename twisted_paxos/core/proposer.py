@@ -88,11 +88,22 @@ class LogClock:
     def __init__(self, step_max_s: float = 0.2) -> None:
         self._step_max_s = step_max_s
         self.time_ms = 0.0
+        self._logged_ms = 0
         self._seen_s: float | None = None
 
-    def start(self, time_ms: int, now_s: float) -> None:
-        """Go on from ``time_ms``, the highest in the log."""
+    def logged(self, time_ms: int) -> None:
+        """The log has come to ``time_ms``."""
+        self._logged_ms = max(self._logged_ms, time_ms)
         self.time_ms = max(self.time_ms, float(time_ms))
+
+    def start(self, time_ms: int, now_s: float) -> None:
+        """Go on from the highest time in the log, ``time_ms`` or what `logged` told.
+
+        What was counted here in an earlier leadership, and never came into the log, is forgotten: others
+        led since without it, and leases that they promised would end that much early.
+        """
+        self._logged_ms = max(self._logged_ms, time_ms)
+        self.time_ms = float(self._logged_ms)
         self._seen_s = now_s
 
     def read_ms(self, now_s: float) -> int:
