@@ -218,9 +218,11 @@ HEARTBEAT = Heartbeat(1, Status())
 class StartTests(SynchronousTestCase):
     """Boots: restored copies do not speak."""
 
-    def descent(self, known: str = "", promised: str = "-", upto: int = 0, descends: bool = True) -> Descent:
+    def descent(
+        self, known: str = "", promised: str = "-", upto: int = 0, descends: bool = True, kept: int = 9
+    ) -> Descent:
         """What a start says that its storage comes from and held."""
-        return Descent(known, descends, ballot(promised), upto)
+        return Descent(known, descends, kept, ballot(promised), upto)
 
     def record(self, node: Formation, who: Sender, known: str = "") -> None:
         """A start becomes known, and durable."""
@@ -290,7 +292,37 @@ class StartTests(SynchronousTestCase):
         start = Formation(Recovered(identity), Membership("ABC", {}), 1.0)
         for known, descends in (("boot1", False), ("boot2", True), (f"boot{STARTS_KEPT + 1}", True)):
             _, effects = start.admit(sender("A"), AskDescent(known))
-            self.assertEqual(lines(effects), [f"to A: Descent {known} {descends} - 0"])
+            expected = f"to A: Descent {known} {descends} of {STARTS_KEPT} - 0"
+            self.assertEqual(lines(effects), [expected])
+
+    def test_unheardStartsBeyondTheLimitCostNothing(self) -> None:
+        """A healthy node whose starts nobody heard, more than it can name, is believed by its number."""
+        for count, admitted in ((STARTS_KEPT, False), (STARTS_KEPT + 1, True)):
+            node = formed("A")
+            self.record(node, sender("B", boot=3))
+            start = sender("B", boot=3 + count - 1)
+            effects = node.admit(start, self.descent("boot3", descends=False, kept=STARTS_KEPT))[1]
+            self.assertEqual(bool(effects.records), admitted, lines(effects))
+
+    def test_aStorageThatKeptNoStartsIsBelieved(self) -> None:
+        """Storage made before starts were kept names only its present one: that is no sign of a copy."""
+        node = formed("A")
+        self.record(node, sender("B", boot=3))
+        effects = node.admit(sender("B", boot=4), self.descent("boot3", descends=False, kept=1))[1]
+        self.assertEqual(len(effects.records), 1)
+
+    def test_aStartComesFromTheOneThatIsBeingRecorded(self) -> None:
+        """While a start waits for its sync, a copy of an earlier one is not recorded beside it."""
+        node = formed("A")
+        self.record(node, sender("B", boot=3))
+        real, copy = sender("B", boot=4), sender("B", boot=5)._replace(boot_id="other5")
+        waiting = node.admit(real, self.descent("boot3"))[1]
+        self.assertEqual(lines(node.admit(copy, self.descent("boot3"))[1]), [])
+        self.assertEqual(lines(node.admit(copy, HEARTBEAT)[1]), ["to B: AskDescent boot4"])
+        node.receive(node.me, waiting.replies[0].message, 0.0)
+        self.assertTrue(node.admit(real, HEARTBEAT)[0])
+        told = self.descent("boot4", descends=False, kept=5)
+        self.assertEqual(lines(node.admit(copy, told)[1]), ["to B: Refused start 5"])
 
     def test_aStartThatForgotItsPromiseIsRefused(self) -> None:
         """A storage that holds less than its incarnation once reported is an old copy."""

@@ -271,6 +271,21 @@ class Phase2Tests(ProposerCase):
         self.proposer.on_nack(Nack(ballot("1.A"), ballot("4.B")))
         self.assertIs(self.proposer.phase, Phase.IDLE)
 
+    def test_logTimeWaitsWithWhatWaits(self) -> None:
+        """While commands are held, no time passes in the log: their leases must not end meanwhile."""
+        self.lead()
+        self.proposer.held = True
+        self.proposer.wanted_time_ms = 1
+        self.assertTrue(self.proposer.enqueue([command(7)]))
+        self.assertFalse(self.proposer.can_propose)
+        before_ms = self.proposer.clock.time_ms
+        for tenths in range(50):
+            self.assertEqual(lines(self.proposer.advance(tenths / 10)), [])
+        self.assertEqual(self.proposer.clock.time_ms, before_ms)
+        self.proposer.held = False
+        self.assertEqual(len(self.proposer.advance(5.0).sends), 1)
+        self.assertLessEqual(self.proposer.clock.time_ms, before_ms + 200)
+
     def test_rule9CommandIsTakenOnce(self) -> None:
         """Rule 9: a command that waits or is in flight is not put into a second slot."""
         self.lead()

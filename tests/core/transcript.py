@@ -118,7 +118,7 @@ _MESSAGES: dict[type, Callable[[Any], str]] = {
     Join: lambda m: "Join",
     Joined: lambda m: f"Joined {'formed' if m.formed else 'not formed'} {_members(m.members)}",
     AskDescent: lambda m: f"AskDescent {m.known or '-'}",
-    Descent: lambda m: f"Descent {m.known or '-'} {m.descends} {m.promised} {m.upto}",
+    Descent: lambda m: f"Descent {m.known or '-'} {m.descends} of {m.kept} {m.promised} {m.upto}",
     Refused: lambda m: f"Refused start {m.boot}",
 }
 

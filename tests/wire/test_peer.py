@@ -74,7 +74,7 @@ SAMPLES: list[Message] = [
     Joined(1 << 32, False, {"A": "a1", "B": "b1"}),
     Admit("c1", 9),
     AskDescent("boot1"),
-    Descent("boot1", True, ballot("3.A"), 7),
+    Descent("boot1", True, 2, ballot("3.A"), 7),
     Refused("b1", 2, "boot2", "it forgot"),
 ]
 

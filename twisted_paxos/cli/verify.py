@@ -19,7 +19,7 @@ from msgspec import Struct
 from twisted_paxos.cli.inspect import ATTEMPTS, read_both, read_pid
 from twisted_paxos.core.ballot import ProposalID
 from twisted_paxos.core.records import Identity
-from twisted_paxos.errors import StorageDamaged, StorageError
+from twisted_paxos.errors import StorageDamaged, StorageError, StorageUnreadable
 from twisted_paxos.storage.disk import LOCK_NAME, OsDisk, reason
 from twisted_paxos.storage.durable import DurableObjectHandler, T, choose_copy, read_copies
 from twisted_paxos.storage.format import (
@@ -125,7 +125,7 @@ class Verification(Struct):
         if len(self.findings) < FINDINGS_MAX and not (known and offset is not None):
             self.findings.append(Finding(where, offset, slot, damage, what, outcome))
 
-    def add_error(self, error: StorageDamaged, outcome: str = NEW_INCARNATION, damage: bool = True) -> None:
+    def add_error(self, error: StorageError, outcome: str = NEW_INCARNATION, damage: bool = True) -> None:
         """Note what a check of storage says, with the place that its text names."""
         text = str(error).removeprefix(self.path).lstrip(":/ ")
         slot = _SLOT.search(text)
@@ -282,7 +282,7 @@ def _verify_snapshot(disk: OsDisk, report: Verification, base: LogBase) -> None:
     report.snapshot_slot = base.snapshot
     try:
         contents = read_contents(disk, base.snapshot)
-    except StorageDamaged as error:
+    except (StorageDamaged, StorageUnreadable) as error:
         whole_log = base.start == 1
         outcome = "it is dropped: the log still has everything" if whole_log else NEW_INCARNATION
         report.add_error(error, outcome, damage=not whole_log)
@@ -295,7 +295,7 @@ def _verify_pieces(report: Verification, info: SnapshotInfo, read: Callable[[int
     for number in range(info.pieces):
         try:
             report.checked_bytes += len(read(number))
-        except StorageDamaged as error:
+        except (StorageDamaged, StorageUnreadable) as error:
             report.add_error(error)
 
 

@@ -39,7 +39,6 @@ NONCES_PER_BOOT = 1 << 32
 
 LOST_REASON_CHARS = 200
 
-_NOTHING = Effects()
 """For each message that is listened to: nobody adds to it."""
 
 
@@ -256,16 +255,21 @@ class Formation:
         if isinstance(message, AskDescent):
             return False, self._tell_descent(sender, message)
         if sender.uid == self.me.uid:
-            return sender == self.me, _NOTHING
+            return sender == self.me, Effects()
         if not self.membership.is_member(sender):
-            return True, _NOTHING
-        known = self._recorded.get(sender.incarnation, (0, ""))
-        if (sender.boot, sender.boot_id) == known:
-            return True, _NOTHING
+            return True, Effects()
+        start = (sender.boot, sender.boot_id)
+        recorded = self._recorded.get(sender.incarnation, (0, ""))
+        if start == recorded:
+            return True, Effects()
+        # The one that is being written down counts already as the one to come from.
+        known = self._recording.get(sender.incarnation, recorded)
+        if start == known:
+            return False, Effects()
         if sender.boot <= known[0]:
             return False, _refuse(sender, f"a peer has seen start {known[0]}, this is start {sender.boot}")
         if isinstance(message, Descent) and message.known == known[1]:
-            problem = self._problem(sender, message)
+            problem = self._problem(sender, message, known[0])
             return False, _refuse(sender, problem) if problem else self._record_boot(sender)
         if isinstance(message, (Heartbeat, HeartbeatReply)):
             return False, Effects(sends=[Send((sender.uid,), AskDescent(known[1]))])
@@ -273,14 +277,19 @@ class Formation:
 
     def _tell_descent(self, sender: Sender, message: AskDescent) -> Effects:
         """Anybody may know, also who is not listened to yet."""
-        descends = not message.known or message.known in self.identity.starts
-        return Effects(sends=[Send((sender.uid,), Descent(message.known, descends, *self._held))])
+        starts = self.identity.starts
+        descends = not message.known or message.known in starts
+        answer = Descent(message.known, descends, len(starts), *self._held)
+        return Effects(sends=[Send((sender.uid,), answer)])
 
-    def _problem(self, sender: Sender, message: Descent) -> str:
-        """Why this start is of an old copy; "" if it is not."""
-        if not message.descends:
-            seen = self._recorded[sender.incarnation][0]
-            return f"a peer has seen start {seen}, and this start does not come from it"
+    def _problem(self, sender: Sender, message: Descent, known_boot: int) -> str:
+        """Why this start is of an old copy; "" if it is not.
+
+        Who was started more often than it keeps words, and never heard meanwhile, cannot show what it
+        comes from: then the number of the start and what it holds are all that speaks for it.
+        """
+        if not message.descends and sender.boot - known_boot < message.kept:
+            return f"a peer has seen start {known_boot}, and this start does not come from it"
         reported = self._reported.get(sender.incarnation)
         if reported is None:
             return ""
@@ -293,9 +302,6 @@ class Formation:
 
     def _record_boot(self, sender: Sender) -> Effects:
         start = (sender.boot, sender.boot_id)
-        waiting = self._recording.get(sender.incarnation)
-        if waiting is not None and waiting[0] >= start[0]:
-            return Effects()
         self._recording[sender.incarnation] = start
         current = {life for _, members in self.membership.sets for life in members.values()}
         boots = {life: boot for life, boot in self.identity.boots.items() if life in current}

@@ -361,13 +361,15 @@ class Descent(Struct, frozen=True, tag="descent"):
 
     Attributes:
         known: as it was asked.
-        descends: the sender's storage went through that start, or was made after it.
+        descends: the sender's storage went through that start, as far as it knows, or was made after it.
+        kept: of so many starts, this one included, it knows the boot_ids.
         promised, upto: what the sender's storage held at this start: the promise, and the highest
             slot. Less than what it once reported means that it is an old copy.
     """
 
     known: Annotated[str, Meta(max_length=64)]
     descends: bool
+    kept: Count
     promised: ProposalID
     upto: Count
 

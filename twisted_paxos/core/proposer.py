@@ -311,7 +311,12 @@ class Proposer:
     def _next_value(self, now_s: float) -> Raw | None:
         if self._changes:
             return encode_change(self.clock.read_ms(now_s), self._changes.popleft())
-        if self._queue and not self.held:
+        if self._queue and self.held:
+            # Log time waits with what waits: a lease must not end before its keep-alive can be proposed.
+            if self._next_slot < self.membership.latest_from:
+                return encode_value(int(self.clock.time_ms), ())
+            return None
+        if self._queue:
             return encode_value(self.clock.read_ms(now_s), self._next_batch())
         time_ms = self.clock.read_ms(now_s)
         if self._next_slot < self.membership.latest_from:

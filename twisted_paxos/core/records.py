@@ -12,7 +12,8 @@ from msgspec.structs import replace
 from twisted_paxos.core.ballot import NO_BALLOT, ProposalID
 from twisted_paxos.core.messages import Entry
 
-STARTS_KEPT = 256
+STARTS_KEPT = 100
+"""An identity with so many still fits the first block of its file."""
 
 
 class Identity(Struct, frozen=True):

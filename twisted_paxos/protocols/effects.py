@@ -21,7 +21,7 @@ from twisted_paxos.core.effects import EVERYONE, OTHERS, Effects, Readable, Read
 from twisted_paxos.core.histogram import Histogram
 from twisted_paxos.core.messages import Chosen, SlotEntry
 from twisted_paxos.core.records import Record, SaveAccepted, SaveChosen
-from twisted_paxos.errors import StorageFull
+from twisted_paxos.errors import StorageFull, StorageUnreadable
 from twisted_paxos.interfaces import IAcceptorStorage, IMessenger
 
 log = Logger()
@@ -292,11 +292,24 @@ class EffectPerformer:
             return
         self._reads += 1
         reading: Deferred[Any] = self._storage.read_chosen(read.from_slot, upto_slot, limits.FETCH_BYTES)
+        reading.addBoth(self._read_done)
+        reading.addErrback(self._unreadable, read)
         reading.addCallback(self._answer, read)
         reading.addErrback(self._broken)
 
-    def _answer(self, entries: Sequence[SlotEntry], read: ReadChosen) -> None:
+    def _read_done(self, outcome: Any) -> Any:
         self._reads -= 1
+        return outcome
+
+    def _unreadable(self, failure: Failure, read: ReadChosen) -> list[SlotEntry]:
+        """It was read for a peer only, which asks another one; what is stored may be good."""
+        failure.trap(StorageUnreadable)
+        log.warn(
+            "slots from {slot} cannot be read: {error}", slot=read.from_slot, error=failure.getErrorMessage()
+        )
+        return []
+
+    def _answer(self, entries: Sequence[SlotEntry], read: ReadChosen) -> None:
         chosen_upto, log_start = self._chosen_range()
         answer = Chosen(read.request_id, tuple(entries), chosen_upto, log_start)
         self.perform(Effects(sends=[Send((read.to,), answer)]))

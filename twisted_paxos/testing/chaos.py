@@ -100,15 +100,23 @@ class Chaos:
         outcome.skipped = self._why_skip(fault)
         if outcome.skipped:
             return outcome
-        directory = self._directory / fault.name
+        times = min(self._times, fault.times_max)
+        each = 1 if fault.fresh else times
+        for first in range(1, times + 1, each):
+            if not outcome.failed:
+                await self._run_on_one(fault, outcome, range(first, first + each), times)
+        return outcome
+
+    async def _run_on_one(self, fault: Fault, outcome: Outcome, numbers: range, times: int) -> None:
+        """Some repetitions, on one cluster."""
+        directory = self._directory / f"{fault.name}-{numbers[0]}"
         directory.mkdir()
         cluster = ChaosCluster(self._reactor, directory, self._network, fault.disk)
         try:
             cluster.mount()
             cluster.start()
             await cluster.wait_ready()
-            times = min(self._times, fault.times_max)
-            for number in range(1, times + 1):
+            for number in numbers:
                 await self._repeat(fault, cluster, outcome)
                 self._report(f"{fault.title}, {number} of {times}: {_last(outcome)}")
         except PaxosError as error:
@@ -118,12 +126,9 @@ class Chaos:
             await self._network.set()
             await cluster.close()
         history = cluster.history
-        outcome.acknowledged, outcome.slots, outcome.reads = (
-            history.acknowledged,
-            history.read_upto,
-            history.reads,
-        )
-        return outcome
+        outcome.acknowledged += history.acknowledged
+        outcome.slots += history.read_upto
+        outcome.reads += history.reads
 
     def _why_skip(self, fault: Fault) -> str:
         if fault.nodes not in (0, len(self._network.addresses)):

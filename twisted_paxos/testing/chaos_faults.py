@@ -57,6 +57,7 @@ class Fault(NamedTuple):
         loss_percent: it is a measurement of throughput under so much loss.
         goal_s: median and worst that are to be reached.
         value_bytes: size of the values written meanwhile.
+        fresh: each repetition has a cluster of its own, because its log grows fast.
         times_max: how often it is inflicted at most, because it takes long.
     """
 
@@ -71,6 +72,7 @@ class Fault(NamedTuple):
     goal_s: tuple[float, float] | None = None
     value_bytes: int = 0
     times_max: int = 1_000
+    fresh: bool = False
 
 
 async def _killed(scene: Scene) -> Heal:
@@ -244,7 +246,7 @@ FAULTS: Final = (
     Fault("restart", "all killed and restarted", _all_killed, "0.7 / 2.8 s", lasts_s=2.0),
     Fault("loss-10", "10 % loss", _loss(10), "49 writes/s", loss_percent=10),
     Fault("loss-30", "30 % loss", _loss(30), "0.7 writes/s", loss_percent=30),
-    Fault("full-disk", "all disks full", _all_full, disk="small", value_bytes=100_000),
+    Fault("full-disk", "all disks full", _all_full, disk="small", value_bytes=100_000, fresh=True),
     Fault("stalled-disk", "leader's disk stalls", _stalled, "keeps the leader", lasts_s=6.0, disk="own"),
     Fault("slow-disk", "leader's disk is slow (100 ms)", _slow, disk="own"),
 )

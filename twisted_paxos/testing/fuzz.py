@@ -102,7 +102,7 @@ def sample_messages() -> list[Message]:
         Join(1),
         Joined(1, False, {"A": "0", "B": "1"}),
         AskDescent("0"),
-        Descent("0", True, ballot, 0),
+        Descent("0", True, 1, ballot, 0),
         Refused("0", 0, "0", "fuzz"),
     ]
 
