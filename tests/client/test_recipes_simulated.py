@@ -110,6 +110,9 @@ class ExclusionCase(ClusterCase):
         for client, place in zip(self.workers, places, strict=True):
             self.begin(self.work(client, place, resource, Random(self.random.getrandbits(32))))
         self.faults(12)
+        for _ in range(10):
+            if not self.lost:  # by chance no holder was hit hard enough yet
+                self.faults(4)
         self.assertEqual([], resource.overlaps)
         self.assertEqual([], resource.refused)
         self.assertGreater(self.turns, 10)
