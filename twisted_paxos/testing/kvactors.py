@@ -232,10 +232,18 @@ class Actors:
             if not self.running or (looked and not place.held):
                 break
             self._use(host, place, key, token, looked)
-            if isinstance(place, Election) and random.random() < 0.2:
-                await place.proclaim(self._value())
+            if isinstance(place, Election) and random.random() < 0.2 and not await self._proclaims(place):
+                break
             await self._rest(host, 0.08)
         await place.release()
+
+    async def _proclaims(self, place: Election) -> bool:
+        """Whether that could be told; who cannot tell gives the turn back, and does not just keep it."""
+        try:
+            await place.proclaim(self._value())
+        except PaxosError:
+            return False
+        return True
 
     def _use(self, host: KvHost, place: Place, key: bytes, token: int, looked: bool) -> None:
         """Use what is guarded; who else believes to hold it is noted: those whose process runs."""

@@ -296,7 +296,9 @@ class Run:
 
     def _agree(self, when: str) -> bool:
         """Every node applies the same slots, and no operation is without its outcome."""
-        if self._run_until(self._settled, self.cluster.clock.now_s + SETTLE_MAX_S):
+        # With the smallest limits each slot of the log is a read of its own, on a disk that may be slow.
+        reads_s = self.checks.witness.chosen_upto * self.schedule.sizes.sync_s
+        if self._run_until(self._settled, self.cluster.clock.now_s + SETTLE_MAX_S + reads_s):
             return True
         self._no_progress(f"not all nodes have applied the same {when}")
         return False
