@@ -39,8 +39,6 @@ NONCES_PER_BOOT = 1 << 32
 
 LOST_REASON_CHARS = 200
 
-"""For each message that is listened to: nobody adds to it."""
-
 
 class BootRecorded(msgspec.Struct, frozen=True):
     """Sent by a node to itself once a peer's start is durable; never on the wire."""
