@@ -115,6 +115,19 @@ class RepairTests(ClusterCase):
         self.cluster.run(2)
         self.assertEqual((old, {}), (self.incarnation(), self.victim.disk.set_aside_files))
 
+    def test_ownReadError(self) -> None:
+        """What it needs itself it must be able to read: it stops with one line, and comes back as it was."""
+        old = self.incarnation()
+        self.victim.crash()
+        self.victim.start()
+        self.victim.disk.fail_read = True
+        self.cluster.run(0.5)
+        self.assertIn("Input/output error", self.victim.stopped_with)
+        self.victim.disk.fail_read = False
+        self.victim.start()
+        self.cluster.run(2)
+        self.assertEqual((old, {}), (self.incarnation(), self.victim.disk.set_aside_files))
+
     def test_twice(self) -> None:
         """One node after the other, again and again."""
         for uid in "ABCAB":
