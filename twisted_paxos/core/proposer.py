@@ -34,6 +34,7 @@ from twisted_paxos.core.messages import (
     Entry,
     Message,
     Nack,
+    Numbered,
     Prepare,
     Promise,
     Replace,
@@ -387,7 +388,7 @@ class Proposer:
             and self._sets == self.membership.sets
         )
 
-    def applied(self, commands: Sequence[Command]) -> None:
+    def applied(self, commands: Sequence[Numbered]) -> None:
         """These were applied: a repetition is now told apart by the state machine's sessions."""
         if self._taken:
             self._taken.difference_update([(c.client, c.sequence) for c in commands])

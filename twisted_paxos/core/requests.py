@@ -16,7 +16,7 @@ from msgspec import Raw
 from twisted_paxos.core import limits
 from twisted_paxos.core.ballot import NO_BALLOT, ProposalID
 from twisted_paxos.core.effects import Effects, Send
-from twisted_paxos.core.messages import Command, Forward, ForwardReply
+from twisted_paxos.core.messages import Command, Forward, ForwardReply, Numbered
 from twisted_paxos.core.proposer import COMMAND_OVERHEAD_BYTES
 from twisted_paxos.core.timing import RetryTimer
 from twisted_paxos.errors import Overloaded, PaxosError, ValueTooLarge
@@ -111,7 +111,7 @@ class Requests:
         self._bytes -= len(command.payload) + COMMAND_OVERHEAD_BYTES
         return self.owners.pop(key)
 
-    def owners_of(self, commands: Sequence[Command]) -> list[Any]:
+    def owners_of(self, commands: Sequence[Numbered]) -> list[Any]:
         """`applied` for all commands of a slot; an empty list, quickly, when nobody waits for anything."""
         if not self._commands:
             return []
