@@ -12,7 +12,7 @@ which is the `IResultSink` of what its client submits. What must always hold:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Final
 
 from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime, ITCPTransport
@@ -22,6 +22,8 @@ from twisted.python.failure import Failure as TwistedFailure
 from zope.interface import implementer
 
 from twisted_paxos.core import limits
+from twisted_paxos.core.messages import Command
+from twisted_paxos.core.runs import client_runs
 from twisted_paxos.errors import WireError
 from twisted_paxos.framing import FrameReceiver
 from twisted_paxos.interfaces import INode, IResultSink
@@ -152,7 +154,8 @@ class ClientPortProtocol(FrameReceiver):
         self._refusal = refusal
         self._greeted = False
         self._closing = False
-        self._pending: set[tuple[str, int]] = set()
+        self._pending: dict[str, set[int]] = {}
+        self._in_progress = 0
         self._results: list[Result] = []
         self._flush_call: IDelayedCall | None = None
         self._limit_call: IDelayedCall | None = None
@@ -203,6 +206,7 @@ class ClientPortProtocol(FrameReceiver):
             read.stop()
         if self._pending:
             self._pending.clear()
+            self._in_progress = 0
             self.port.node.forget(self)
         self._queries.close()
         if self._watches is not None:
@@ -315,20 +319,41 @@ class ClientPortProtocol(FrameReceiver):
 
     def _submit(self, request: Submit) -> None:
         commands = request.commands
-        if not all(command.client for command in commands):
+        new = self._new(commands)
+        if "" in new:
             self.reply(Failure(request.request_id, "bad_request", "a command has no client id"))
             return
-        names = {(command.client, command.sequence) for command in commands} - self._pending
-        if len(self._pending) + len(names) > COMMANDS_IN_PROGRESS_MAX:
+        if self._in_progress + sum(map(len, new.values())) > COMMANDS_IN_PROGRESS_MAX:
             message = f"{COMMANDS_IN_PROGRESS_MAX} commands of this connection are in progress already"
             self.reply(Failure(request.request_id, "overloaded", message))
             return
-        self._pending |= names
+        for client, sequences in new.items():
+            self._pending.setdefault(client, set()).update(sequences)
+            self._in_progress += len(sequences)
         try:
             self.port.node.submit(commands, self)
         except Exception as error:
-            self._pending -= names
+            for client, sequences in new.items():
+                self._ended(client, sequences)
             self.reply(failure_for(request.request_id, error))
+
+    def _new(self, commands: Sequence[Command]) -> dict[str, set[int]]:
+        """The numbers of those that are not in progress yet, by client."""
+        new: dict[str, set[int]] = {}
+        for client, start, end in client_runs(commands):
+            sequences = {command.sequence for command in commands[start:end]}
+            new.setdefault(client, set()).update(sequences.difference(self._pending.get(client, ())))
+        return new
+
+    def _ended(self, client: str, sequences: Collection[int]) -> None:
+        """These commands are in progress no longer, if they were."""
+        pending = self._pending.get(client)
+        if pending is not None:
+            before = len(pending)
+            pending.difference_update(sequences)
+            self._in_progress -= before - len(pending)
+            if not pending:
+                del self._pending[client]
 
     def _watch(self, request: Watch) -> None:
         if self._watches is None:
@@ -371,7 +396,8 @@ class ClientPortProtocol(FrameReceiver):
             self._flush_call.cancel()
         self._flush_call = None
         results, self._results = self._results, []
-        self._pending.difference_update([(result.client, result.sequence) for result in results])
+        for client, start, end in client_runs(results):
+            self._ended(client, [result.sequence for result in results[start:end]])
         for part in _parts(results):
             if not self._closing:
                 self.reply(Results(part))
@@ -380,6 +406,10 @@ class ClientPortProtocol(FrameReceiver):
 
 def _parts(results: Sequence[Result]) -> Iterator[tuple[Result, ...]]:
     """``results`` in frames' sizes; one that fits none is told without its data."""
+    small_bytes = min(RESULTS_BYTES, ANSWER_MAX_BYTES)
+    if 0 < len(results) <= RESULTS_PER_FRAME and sum([len(one.data) for one in results]) <= small_bytes:
+        yield tuple(results)
+        return
     part: list[Result] = []
     data_bytes = 0
     for result in results:

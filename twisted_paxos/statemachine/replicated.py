@@ -19,6 +19,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from twisted_paxos.core.messages import Command, Count, Numbered, Slot, Uid, Value, Word, decode_value
+from twisted_paxos.core.runs import client_runs
 from twisted_paxos.statemachine.commands import Context, Result
 from twisted_paxos.statemachine.machine import IStateMachine, ITypedMachine
 from twisted_paxos.statemachine.sessions import SavedSession, Sessions
@@ -191,21 +192,16 @@ class ReplicatedState:
         time_ms = sessions.log_time_ms
         self.machine.advance(Context(slot, -1, time_ms))
         parts: list[Run | Result] = []
-        clients = [command.client for command in commands]
-        at, end = 0, len(commands)
-        while at < end:
-            client = clients[at]
-            upto = end if clients.count(client) == end else _run_end(clients, at)
-            run = commands[at:upto]
+        for client, start, end in client_runs(commands):
+            run = commands[start:end]
             sequences = [command.sequence for command in run]
-            if upto - at > 1 and sessions.admit_run(client, run, sequences):
-                data = do([command.payload for command in run], Context(slot, at, time_ms))
-                sessions.remember_run(client, sequences, slot, at, data)
-                parts.append(Run(slot, at, run, data))
+            if end - start > 1 and sessions.admit_run(client, run, sequences):
+                data = do([command.payload for command in run], Context(slot, start, time_ms))
+                sessions.remember_run(client, sequences, slot, start, data)
+                parts.append(Run(slot, start, run, data))
             else:
-                for index, command in enumerate(run, at):
+                for index, command in enumerate(run, start):
                     parts.append(self._apply_one(command, Context(slot, index, time_ms), do))
-            at = upto
         self.applied_upto = slot
         return parts
 
@@ -269,14 +265,6 @@ class ReplicatedState:
         yield from self.machine.restore(pieces)
         self.sessions, self.applied_upto = sessions, header.slot
         yield header
-
-
-def _run_end(clients: Sequence[str], start: int) -> int:
-    """Where the run of the same client ends that begins at ``start``."""
-    end = start + 1
-    while end < len(clients) and clients[end] == clients[start]:
-        end += 1
-    return end
 
 
 def committed_sets(sets: Sequence[tuple[int, dict[str, str]]], slot: int, alpha: int) -> Sets:
