@@ -12,7 +12,7 @@ which is the `IResultSink` of what its client submits. What must always hold:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime, ITCPTransport
@@ -22,8 +22,7 @@ from twisted.python.failure import Failure as TwistedFailure
 from zope.interface import implementer
 
 from twisted_paxos.core import limits
-from twisted_paxos.core.messages import Command
-from twisted_paxos.core.runs import client_runs
+from twisted_paxos.core.runs import Names
 from twisted_paxos.errors import WireError
 from twisted_paxos.framing import FrameReceiver
 from twisted_paxos.interfaces import INode, IResultSink
@@ -154,8 +153,7 @@ class ClientPortProtocol(FrameReceiver):
         self._refusal = refusal
         self._greeted = False
         self._closing = False
-        self._pending: dict[str, set[int]] = {}
-        self._in_progress = 0
+        self._pending = Names()
         self._results: list[Result] = []
         self._flush_call: IDelayedCall | None = None
         self._limit_call: IDelayedCall | None = None
@@ -206,7 +204,6 @@ class ClientPortProtocol(FrameReceiver):
             read.stop()
         if self._pending:
             self._pending.clear()
-            self._in_progress = 0
             self.port.node.forget(self)
         self._queries.close()
         if self._watches is not None:
@@ -319,41 +316,20 @@ class ClientPortProtocol(FrameReceiver):
 
     def _submit(self, request: Submit) -> None:
         commands = request.commands
-        new = self._new(commands)
-        if "" in new:
+        if "" in [command.client for command in commands]:
             self.reply(Failure(request.request_id, "bad_request", "a command has no client id"))
             return
-        if self._in_progress + sum(map(len, new.values())) > COMMANDS_IN_PROGRESS_MAX:
+        new = self._pending.missing(commands)
+        if len(self._pending) + len(new) > COMMANDS_IN_PROGRESS_MAX:
             message = f"{COMMANDS_IN_PROGRESS_MAX} commands of this connection are in progress already"
             self.reply(Failure(request.request_id, "overloaded", message))
             return
-        for client, sequences in new.items():
-            self._pending.setdefault(client, set()).update(sequences)
-            self._in_progress += len(sequences)
+        self._pending.add(new)
         try:
             self.port.node.submit(commands, self)
         except Exception as error:
-            for client, sequences in new.items():
-                self._ended(client, sequences)
+            self._pending.discard(new)
             self.reply(failure_for(request.request_id, error))
-
-    def _new(self, commands: Sequence[Command]) -> dict[str, set[int]]:
-        """The numbers of those that are not in progress yet, by client."""
-        new: dict[str, set[int]] = {}
-        for client, start, end in client_runs(commands):
-            sequences = {command.sequence for command in commands[start:end]}
-            new.setdefault(client, set()).update(sequences.difference(self._pending.get(client, ())))
-        return new
-
-    def _ended(self, client: str, sequences: Collection[int]) -> None:
-        """These commands are in progress no longer, if they were."""
-        pending = self._pending.get(client)
-        if pending is not None:
-            before = len(pending)
-            pending.difference_update(sequences)
-            self._in_progress -= before - len(pending)
-            if not pending:
-                del self._pending[client]
 
     def _watch(self, request: Watch) -> None:
         if self._watches is None:
@@ -396,8 +372,7 @@ class ClientPortProtocol(FrameReceiver):
             self._flush_call.cancel()
         self._flush_call = None
         results, self._results = self._results, []
-        for client, start, end in client_runs(results):
-            self._ended(client, [result.sequence for result in results[start:end]])
+        self._pending.discard(results)
         for part in _parts(results):
             if not self._closing:
                 self.reply(Results(part))

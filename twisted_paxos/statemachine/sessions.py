@@ -8,7 +8,7 @@ never created silently: its earlier commands could have been applied already.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from itertools import repeat
 
@@ -159,8 +159,7 @@ class Sessions:
         if floor - session.floor > 2 * len(results):
             session.results = {number: result for number, result in results.items() if number >= floor}
         else:
-            for number in range(session.floor, floor):
-                results.pop(number, None)
+            deque(map(results.pop, range(session.floor, floor), repeat(None)), maxlen=0)
         session.floor = floor
 
     # -- snapshots
