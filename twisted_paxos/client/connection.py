@@ -91,7 +91,6 @@ class ClientConnection(FrameReceiver):
     Args:
         on_response: called with each answer but Hello.
         on_lost: called once, with one line on why, when a greeted connection is gone.
-        on_read: called when all that arrived at once has been handed out.
 
     Attributes:
         greeted: fires with the node's Hello; fails with `Unavailable` when none comes.
@@ -100,17 +99,11 @@ class ClientConnection(FrameReceiver):
     MAX_LENGTH = limits.FRAME_MAX_BYTES
     transport: Any
 
-    def __init__(
-        self,
-        on_response: Callable[[Response], None],
-        on_lost: Callable[[str], None],
-        on_read: Callable[[], None] | None = None,
-    ) -> None:
+    def __init__(self, on_response: Callable[[Response], None], on_lost: Callable[[str], None]) -> None:
         super().__init__()
         self.greeted: Deferred[Hello] = Deferred()
         self._on_response = on_response
         self._on_lost = on_lost
-        self._on_read = on_read
         self._state = "new"
         self._why = ""
 
@@ -124,14 +117,6 @@ class ClientConnection(FrameReceiver):
     def send(self, request: Request) -> None:
         """Send one request; what is larger than a frame may be is the caller's mistake."""
         self.sendString(encode(request))
-
-    def dataReceived(self, data: bytes) -> None:
-        """Bytes arrived."""
-        try:
-            super().dataReceived(data)
-        finally:
-            if self._on_read is not None:
-                self._on_read()
 
     def stringReceived(self, string: bytes) -> None:
         """One frame arrived."""
@@ -212,7 +197,6 @@ async def open_connection(
     on_response: Callable[[Response], None],
     on_lost: Callable[[str], None],
     timeout_s: float = CONNECT_TIMEOUT_S,
-    on_read: Callable[[], None] | None = None,
 ) -> ClientConnection:
     """Connect to ``endpoint`` and exchange Hellos, within ``timeout_s`` seconds.
 
@@ -220,7 +204,7 @@ async def open_connection(
         Unavailable: that did not work; the text says why.
         ConfigError: ``endpoint`` cannot be understood.
     """
-    connection = ClientConnection(on_response, on_lost, on_read)
+    connection = ClientConnection(on_response, on_lost)
     where = parse_endpoint(reactor, endpoint)
     deadline_s = reactor.seconds() + timeout_s
     connecting = where.connect(_OneFactory(connection)).addTimeout(timeout_s, reactor, _timed_out)

@@ -110,7 +110,6 @@ class Session:
         self._room_waiters: list[Deferred[None]] = []
         self._timers: dict[str, IDelayedCall] = {}
         self._flush_wanted = False
-        self._reading = False
 
     @property
     def session_id(self) -> str:
@@ -210,7 +209,7 @@ class Session:
         self._next_endpoint += 1
         try:
             connection = await open_connection(
-                self.reactor, endpoint, self._got, self._lost, self._connect_timeout_s(), self._read_ended
+                self.reactor, endpoint, self._got, self._lost, self._connect_timeout_s()
             )
         except Unavailable as error:
             self._attempts += 1
@@ -275,14 +274,7 @@ class Session:
         """Send what may be sent at the end of this turn, together."""
         if not self._flush_wanted:
             self._flush_wanted = True
-            if not self._reading:
-                self._start_timer("flush", 0, self._flush)
-
-    def _read_ended(self) -> None:
-        """What came of the answers of one read leaves at once: their turn ends here."""
-        self._reading = False
-        if self._flush_wanted and not self._runs("flush"):
-            self._flush()
+            self._start_timer("flush", 0, self._flush)
 
     def _flush(self) -> None:
         self._flush_wanted = False
@@ -347,7 +339,6 @@ class Session:
     # -- answers ---------------------------------------------------------------------------------
 
     def _got(self, response: Response) -> None:
-        self._reading = True
         if isinstance(response, Results):
             self._results(response.results)
         elif isinstance(response, Answer):
