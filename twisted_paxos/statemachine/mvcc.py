@@ -208,24 +208,26 @@ class Mvcc:
         kvs: list[KeyValue] = []
         freed: list[int] = []
         leased: list[KeyValue] = []
+        size_bytes = 0
         for put in puts:
-            key = put.key
+            key, value = put.key, put.value
+            size_bytes += len(key) + len(value)
             revision += 1
             shard = shards[hash(key) & _SHARD_MASK]
             history = shard.get(key)
             if history is None:
-                shard[key] = kv = KeyValue(key, revision, revision, 1, put.value)
+                shard[key] = kv = KeyValue(key, revision, revision, 1, value)
                 self._live.add(key)
             else:
                 last: KeyValue = history if type(history) is KeyValue else history[-1]  # type: ignore[index]
                 key = last.key  # one object for all versions
                 if last.version:
-                    kv = KeyValue(key, last.create_revision, revision, last.version + 1, put.value)
+                    kv = KeyValue(key, last.create_revision, revision, last.version + 1, value)
                     freed_bytes += VERSION_OVERHEAD_BYTES + len(key) + len(last.value)
                     if last.lease:
                         leased.append(last)
                 else:
-                    kv = KeyValue(key, revision, revision, 1, put.value)
+                    kv = KeyValue(key, revision, revision, 1, value)
                     self._dead.remove(key)
                     self._live.add(key)
                 if type(history) is list:
@@ -234,7 +236,7 @@ class Mvcc:
                     shard[key] = _longer(history, kv)
             kvs.append(kv)
             freed.append(freed_bytes)
-        self.size_bytes += sum([VERSION_OVERHEAD_BYTES + len(kv.key) + len(kv.value) for kv in kvs])
+        self.size_bytes += size_bytes + VERSION_OVERHEAD_BYTES * len(kvs)
         self.revision, self._freed_bytes = revision, freed_bytes
         self.log.extend(kvs, freed)
         return kvs, leased
