@@ -21,6 +21,7 @@ from twisted_paxos.errors import StorageDamaged, StorageFailed, StorageFull
 from twisted_paxos.interfaces import IAcceptorStorage, IMessenger
 from twisted_paxos.protocols import effects as effects_module
 from twisted_paxos.protocols.effects import FULL_RETRY_S, READS_MAX, EffectPerformer
+from twisted_paxos.protocols.turn import Turn
 from twisted_paxos.storage.disk import OsDisk
 from twisted_paxos.storage.queued import IStorageBackend
 from twisted_paxos.storage.sqlite import SqliteBackend
@@ -70,6 +71,7 @@ class PerformerCase(SynchronousTestCase):
         self.stopped: list[str] = []
         self.lost: list[str] = []
         self.readable: list[Readable] = []
+        self.turn = Turn(self.clock, lambda: self.performer.write_now(), lambda: self.performer.apply_now())
         self.performer = EffectPerformer(
             "A",
             self.clock,
@@ -83,6 +85,7 @@ class PerformerCase(SynchronousTestCase):
             self.stop,
             self.lost.append,
             0,
+            self.turn,
         )
 
     def deliver(self, message: Any) -> Effects:

@@ -211,7 +211,7 @@ class Replica:
     # -- messages
 
     def receive(self, sender: Sender, message: object, now_s: float) -> Effects:
-        """Take one message, whoever may have sent it, however late."""
+        """Take one message, whoever may have sent it, however late; `flush` is to follow in the same turn."""
         admitted, effects = self.formation.admit(sender, message)
         if not admitted:
             # Whoever says it: a ballot that was in use is in use.
@@ -261,10 +261,7 @@ class Replica:
         if last <= self.log.chosen_upto:
             # The vote that comes after a majority, for every slot: it changes nothing.
             return Effects()
-        effects = self._learned(self.learner.on_accepted(sender, message, now_s), now_s)
-        if self.proposer.phase is not Phase.IDLE:
-            effects.add(self.proposer.advance(now_s))
-        return effects
+        return self._learned(self.learner.on_accepted(sender, message, now_s), now_s)
 
     def _on_commit(self, sender: Sender, message: Commit, now_s: float) -> Effects:
         if not self.membership.is_member(sender) or message.ballot.uid != sender.uid:
@@ -469,7 +466,7 @@ class Replica:
         self.requests.submit(commands, owner)
 
     def flush(self, now_s: float) -> Effects:
-        """Pass on what came in during this turn: one value, or one Forward, for all of it."""
+        """Go on as far as this turn allows: one value, or one Forward, for all the commands that came in."""
         effects = self.requests.pump(self.leader, self.settings.uid, self.proposer.enqueue, now_s)
         effects.add(self.proposer.advance(now_s))
         return effects
