@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from itertools import repeat
+from typing import Any, NamedTuple, TypeAlias
 
 from msgspec import Raw
 
@@ -38,14 +39,10 @@ def check_payload(payload: Raw) -> None:
         raise ValueTooLarge(f"a value of {len(payload):,} bytes; the limit is {limit:,}")
 
 
-class _Waiting:
-    """What waits of one client, by sequence number, in the order of arrival; and who wants each result."""
+_Waiting: TypeAlias = tuple[Command, Any]
+"""A command, and whoever wants its result."""
 
-    __slots__ = ("commands", "owners")
-
-    def __init__(self) -> None:
-        self.commands: dict[int, Command] = {}
-        self.owners: dict[int, Any] = {}
+_NOTHING = (None, None)
 
 
 class _Sent(NamedTuple):
@@ -70,7 +67,7 @@ class Requests:
 
     def __init__(self, random: Callable[[], float], first_id: int = 0) -> None:
         self.refused = 0
-        self._waiting: dict[str, _Waiting] = {}
+        self._waiting: dict[str, dict[int, _Waiting]] = {}  # by client and sequence, in the order of arrival
         self._count = 0
         self._bytes = 0
         self._unsent: list[Command] = []
@@ -96,21 +93,30 @@ class Requests:
             self.refused += len(commands)
             raise
         for client, start, end in client_runs(commands):
-            waiting = self._waiting.setdefault(client, _Waiting())
-            self._take(waiting, commands[start:end], owner)
+            waiting = self._waiting.get(client)
+            if waiting is None:
+                waiting = self._waiting[client] = {}
+            if end - start == 1:
+                self._take_one(waiting, commands[start], owner)
+            else:
+                self._take(waiting, commands[start:end], owner)
 
-    def _take(self, waiting: _Waiting, commands: Sequence[Command], owner: Any) -> None:
+    def _take_one(self, waiting: dict[int, _Waiting], command: Command, owner: Any) -> None:
+        known = waiting.get(command.sequence)
+        waiting[command.sequence] = (known[0] if known else command, owner)
+        if known is None:
+            self._count += 1
+            self._bytes += len(command.payload) + COMMAND_OVERHEAD_BYTES
+            self._unsent.append(command)
+
+    def _take(self, waiting: dict[int, _Waiting], commands: Sequence[Command], owner: Any) -> None:
         """Take commands of one client."""
         sequences = [command.sequence for command in commands]
-        waiting.owners.update(dict.fromkeys(sequences, owner))
-        known = waiting.commands
-        if len(set(sequences)) != len(sequences) or not known.keys().isdisjoint(sequences):
-            first: dict[int, Command] = {}
+        if len(set(sequences)) != len(sequences) or not waiting.keys().isdisjoint(sequences):
             for command in commands:
-                if command.sequence not in known:
-                    first.setdefault(command.sequence, command)
-            sequences, commands = list(first), list(first.values())
-        known.update(zip(sequences, commands, strict=True))
+                self._take_one(waiting, command, owner)
+            return
+        waiting.update(zip(sequences, zip(commands, repeat(owner)), strict=False))
         self._count += len(commands)
         self._bytes += _size_bytes(commands)
         self._unsent += commands
@@ -128,21 +134,29 @@ class Requests:
     def applied(self, key: Key) -> Any:
         """This command was applied here; returns its owner, or None when nobody waits for it."""
         client, sequence = key
-        return self._pop(client, (sequence,))[0]
+        waiting = self._waiting.get(client)
+        found = waiting.pop(sequence, None) if waiting else None
+        if found is None:
+            return None
+        self._count -= 1
+        self._bytes -= len(found[0].payload) + COMMAND_OVERHEAD_BYTES
+        if not waiting:
+            del self._waiting[client]
+        return found[1]
 
     def _pop(self, client: str, sequences: Sequence[int]) -> list[Any]:
         """Let go of commands of one client; the owner of each, None for those that are not here."""
         waiting = self._waiting.get(client)
         if waiting is None:
             return [None] * len(sequences)
-        pop, pop_owner = waiting.commands.pop, waiting.owners.pop
-        gone = [command for sequence in sequences if (command := pop(sequence, None)) is not None]
-        owners = [pop_owner(sequence, None) for sequence in sequences]
-        self._count -= len(gone)
-        self._bytes -= _size_bytes(gone)
-        if not waiting.commands:
+        pop = waiting.pop
+        gone = [pop(sequence, _NOTHING) for sequence in sequences]
+        commands = [command for command, _ in gone if command is not None]
+        self._count -= len(commands)
+        self._bytes -= _size_bytes(commands)
+        if not waiting:
             del self._waiting[client]
-        return owners
+        return [owner for _, owner in gone]
 
     def owners_of(self, commands: Sequence[Numbered]) -> list[Any]:
         """`applied` for all commands of a slot; an empty list, quickly, when nobody waits for anything."""
@@ -150,7 +164,10 @@ class Requests:
             return []
         owners: list[Any] = []
         for client, start, end in client_runs(commands):
-            owners += self._pop(client, [command.sequence for command in commands[start:end]])
+            if end - start == 1:
+                owners.append(self.applied((client, commands[start].sequence)))
+            else:
+                owners += self._pop(client, [command.sequence for command in commands[start:end]])
         while self._taken and not self._waits(self._taken[0][1]):
             self._taken.popleft()
         return owners
@@ -158,7 +175,7 @@ class Requests:
     def forget(self, owner: Any) -> None:
         """Stop trying for what ``owner`` submitted."""
         for client, waiting in list(self._waiting.items()):
-            self._pop(client, [sequence for sequence, its in waiting.owners.items() if its is owner])
+            self._pop(client, [sequence for sequence, (_, its) in waiting.items() if its is owner])
 
     def __len__(self) -> int:
         return self._count
@@ -197,9 +214,7 @@ class Requests:
     def _send_again_all(self) -> None:
         self._forwards.clear()
         self._taken.clear()
-        self._unsent = [
-            command for waiting in self._waiting.values() for command in waiting.commands.values()
-        ]
+        self._unsent = [command for waiting in self._waiting.values() for command, _ in waiting.values()]
         self._not_before_s = 0.0
 
     def _forward(self, commands: tuple[Command, ...], now_s: float, tries: int) -> Send:
@@ -255,19 +270,13 @@ class Requests:
         """Those of ``commands`` that are not applied here, nor forgotten."""
         still: list[Command] = []
         for client, start, end in client_runs(commands):
-            waiting = self._waiting.get(client)
-            if waiting is not None:
-                known = waiting.commands
-                still += [command for command in commands[start:end] if command.sequence in known]
+            waiting = self._waiting.get(client, ())
+            still += [command for command in commands[start:end] if command.sequence in waiting]
         return still
 
     def _waits(self, commands: Sequence[Command]) -> bool:
         """Whether any of ``commands`` is still to be applied here."""
-        for command in commands:
-            waiting = self._waiting.get(command.client)
-            if waiting is not None and command.sequence in waiting.commands:
-                return True
-        return False
+        return any(command.sequence in self._waiting.get(command.client, ()) for command in commands)
 
 
 def _size_bytes(commands: Sequence[Command]) -> int:

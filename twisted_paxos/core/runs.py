@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 
 class OfClient(Protocol):
@@ -25,32 +25,21 @@ class Numbered(OfClient, Protocol):
 T = TypeVar("T", bound=Numbered)
 
 
-class ClientRun(NamedTuple):
-    """Where a run is.
-
-    Attributes:
-        client: whose.
-        start, end: from which place on, and up to but without which.
-    """
-
-    client: str
-    start: int
-    end: int
-
-
-def client_runs(items: Sequence[OfClient]) -> Iterator[ClientRun]:
-    """The runs of ``items``, each as long as it can be, in order."""
+def client_runs(items: Sequence[OfClient]) -> Iterator[tuple[str, int, int]]:
+    """The runs of ``items``, each as long as it can be, in order: client, start, and end (not included)."""
     clients = [item.client for item in items]
-    start, length = 0, len(clients)
+    length = len(clients)
+    if length and clients.count(clients[0]) == length:
+        # The usual case, and quickly found.
+        yield clients[0], 0, length
+        return
+    start = 0
     while start < length:
         client = clients[start]
         end = start + 1
-        if not start and clients.count(client) == length:
-            # The usual case, and quickly found.
-            end = length
         while end < length and clients[end] == client:
             end += 1
-        yield ClientRun(client, start, end)
+        yield client, start, end
         start = end
 
 
@@ -75,17 +64,16 @@ class Names:
         """Those of ``items`` that are not in here, in their order."""
         missing: list[T] = []
         for client, start, end in client_runs(items):
-            run = items[start:end]
-            known = self._by_client.get(client)
-            if known:
-                run = [item for item in run if item.sequence not in known]
-            missing += run
+            known = self._by_client.get(client, ())
+            missing += [item for item in items[start:end] if item.sequence not in known]
         return missing
 
     def add(self, items: Sequence[Numbered]) -> None:
         """Add the names of ``items``."""
         for client, start, end in client_runs(items):
-            known = self._by_client.setdefault(client, set())
+            known = self._by_client.get(client)
+            if known is None:
+                known = self._by_client[client] = set()
             before = len(known)
             known.update([item.sequence for item in items[start:end]])
             self._count += len(known) - before

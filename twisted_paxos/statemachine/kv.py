@@ -144,8 +144,10 @@ class KeyValueStore:
 
     def apply_all(self, payloads: Sequence[Payload], context: Context, size_bytes: int) -> list[Raw]:
         """See `ITypedMachine.apply_all`."""
-        results: list[Raw] = []
         at, end = 0, len(payloads)
+        if end == 1:
+            return [self._apply(payloads[0], context, size_bytes)]
+        results: list[Raw] = []
         while at < end:
             upto = at
             while upto < end and _is_plain(payloads[upto]):

@@ -80,7 +80,8 @@ class Applied:
     Args:
         numbered: the slot's commands, whatever their payloads are decoded as.
         as_logged: gives them as they stand in the log.
-        parts: what became of them: runs that were applied, results of those that were not.
+        parts: what became of them, in order.
+        places: the indexes of those that were applied now.
 
     Attributes:
         numbered: as given.
@@ -88,26 +89,27 @@ class Applied:
         failed: how many will never be applied.
     """
 
-    __slots__ = ("_as_logged", "_parts", "count", "failed", "numbered")
+    __slots__ = ("_as_logged", "_parts", "_places", "count", "failed", "numbered")
 
     def __init__(
         self,
         numbered: Sequence[Numbered],
         as_logged: Callable[[], Sequence[Command]],
         parts: Sequence[Run | Result],
+        places: Sequence[range],
     ) -> None:
         self.numbered = numbered
         self._as_logged = as_logged
         self._parts = parts
-        self.count = sum([len(part.data) for part in parts if type(part) is Run])
+        self._places = places
+        self.count = sum([len(place) for place in places])
         self.failed = sum([1 for part in parts if type(part) is Result and part.error])
 
     @property
     def commands(self) -> list[Command]:
         """The commands that were applied now; made when asked for."""
         logged = self._as_logged()
-        runs = [part for part in self._parts if isinstance(part, Run)]
-        return [command for run in runs for command in logged[run.first : run.first + len(run.data)]]
+        return [logged[index] for place in self._places for index in place]
 
     @property
     def results(self) -> list[Result]:
@@ -163,14 +165,14 @@ class ReplicatedState:
                 # What one payload is wrong with is the business of that command alone.
                 return self.apply(slot, decode_value(encoded))
             do = partial(self._apply_typed, size_bytes=len(encoded))
-            parts = self._apply(slot, value.time_ms, value.commands, do)
-            return Applied(value.commands, lambda: decode_value(encoded).commands, parts)
+            done = self._apply(slot, value.time_ms, value.commands, do)
+            return Applied(value.commands, lambda: decode_value(encoded).commands, *done)
         return self.apply(slot, decode_value(encoded))
 
     def apply(self, slot: int, value: Value) -> Applied:
         """`apply_encoded` for a value that is decoded already."""
-        parts = self._apply(slot, value.time_ms, value.commands, self._one_by_one)
-        return Applied(value.commands, lambda: value.commands, parts)
+        done = self._apply(slot, value.time_ms, value.commands, self._one_by_one)
+        return Applied(value.commands, lambda: value.commands, *done)
 
     def _one_by_one(self, payloads: Sequence[Raw], context: Context) -> list[Raw]:
         slot, index, time_ms = context.slot, context.index, context.time_ms
@@ -185,13 +187,15 @@ class ReplicatedState:
         time_ms: int,
         commands: Sequence[Any],
         do: Callable[[Sequence[Any], Context], Sequence[Raw]],
-    ) -> list[Run | Result]:
+    ) -> tuple[list[Run | Result], list[range]]:
+        """The parts and the places of an `Applied`."""
         assert slot == self.applied_upto + 1, "slots apply in order"
         sessions = self.sessions
         sessions.advance(time_ms)
         time_ms = sessions.log_time_ms
         self.machine.advance(Context(slot, -1, time_ms))
         parts: list[Run | Result] = []
+        places: list[range] = []
         for client, start, end in client_runs(commands):
             run = commands[start:end]
             sequences = [command.sequence for command in run]
@@ -199,25 +203,27 @@ class ReplicatedState:
                 data = do([command.payload for command in run], Context(slot, start, time_ms))
                 sessions.remember_run(client, sequences, slot, start, data)
                 parts.append(Run(slot, start, run, data))
-            else:
-                for index, command in enumerate(run, start):
-                    parts.append(self._apply_one(command, Context(slot, index, time_ms), do))
+                places.append(range(start, end))
+                continue
+            for index, command in enumerate(run, start):
+                result = sessions.admit(command, slot, index)
+                if result is None:
+                    result = self._apply_one(command, Context(slot, index, time_ms), do)
+                    places.append(range(index, index + 1))
+                parts.append(result)
         self.applied_upto = slot
-        return parts
+        return parts, places
 
     def _apply_one(
         self,
         command: Any,
         context: Context,
         do: Callable[[Sequence[Any], Context], Sequence[Raw]],
-    ) -> Run | Result:
-        slot, index = context.slot, context.index
-        result = self.sessions.admit(command, slot, index)
-        if result is not None:
-            return result
-        data = do((command.payload,), context)
-        self.sessions.remember(command, slot, index, data[0])
-        return Run(slot, index, (command,), data)
+    ) -> Result:
+        data = do((command.payload,), context)[0]
+        client, sequence = command.client, command.sequence
+        self.sessions.remember(command, context.slot, context.index, data)
+        return Result(client, sequence, context.slot, context.index, "", data)
 
     # -- snapshots
 
