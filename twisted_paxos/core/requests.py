@@ -15,7 +15,7 @@ from msgspec import Raw
 
 from twisted_paxos.core import limits
 from twisted_paxos.core.ballot import NO_BALLOT, ProposalID
-from twisted_paxos.core.effects import Effects, Send
+from twisted_paxos.core.effects import NOTHING, Effects, Send
 from twisted_paxos.core.messages import Command, Forward, ForwardReply
 from twisted_paxos.core.proposer import COMMAND_OVERHEAD_BYTES
 from twisted_paxos.core.timing import RetryTimer
@@ -141,9 +141,9 @@ class Requests:
         if leader != self._leader:
             self._leader = leader
             self._send_again_all()
-        effects = Effects()
         if not self._unsent or leader == NO_BALLOT or now_s < self._not_before_s:
-            return effects
+            return NOTHING
+        effects = Effects()
         commands = [c for c in self._unsent if (c.client, c.sequence) in self._commands]
         self._unsent = []
         if leader.uid == uid:
