@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import count, cycle
 from typing import Any
 
@@ -23,6 +24,7 @@ from twisted.internet.defer import Deferred
 from benchmarks.figures import latencies
 from twisted_paxos import client as paxos
 from twisted_paxos.errors import PaxosError
+from twisted_paxos.statemachine.commands import Result
 from twisted_paxos.statemachine.kvcommands import (
     LeaseKeepAlive,
     LeaseKeepAliveResult,
@@ -129,11 +131,13 @@ class Load:
     # -- single operations
 
     def _put(self, start_s: float) -> None:
-        done = self._client.command(next(self._puts))
-        done.addCallbacks(self._put_done, self._failed, callbackArgs=(start_s,))
+        self._client.begin(next(self._puts), partial(self._put_done, start_s))
 
-    def _put_done(self, result: Any, start_s: float) -> None:
-        assert isinstance(decode_result(result.data), PutResult), result
+    def _put_done(self, start_s: float, outcome: Result | PaxosError) -> None:
+        if isinstance(outcome, PaxosError):
+            self._not_done(str(outcome))
+            return
+        assert isinstance(decode_result(outcome.data), PutResult), outcome
         self._acknowledged_puts += 1
         self._done(start_s)
 
@@ -162,8 +166,11 @@ class Load:
         self._next()
 
     def _failed(self, failure: Any) -> None:
+        self._not_done(failure.getErrorMessage())
+
+    def _not_done(self, error: str) -> None:
         self._errors += 1
-        self._error = failure.getErrorMessage()
+        self._error = error
         self._next()
 
     def _next(self) -> None:

@@ -63,7 +63,7 @@ class ApplierTests(SynchronousTestCase):
             self.fail_with,
             lambda: self.stored_upto,
         )
-        applier.listeners.append(lambda number, at, commands: self.listened.append((number, len(commands))))
+        applier.listeners.append(lambda entry, applied: self.listened.append((entry.slot, applied.count)))
         return applier
 
     def fail_with(self, reason: str | Failure) -> None:

@@ -16,9 +16,8 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from twisted_paxos.core.ballot import ProposalID
 from twisted_paxos.core.histogram import Histogram
-from twisted_paxos.core.messages import Command, SlotEntry, decode_value
+from twisted_paxos.core.messages import Numbered, SlotEntry
 from twisted_paxos.errors import StorageDamaged
 from twisted_paxos.interfaces import IAcceptorStorage
 from twisted_paxos.statemachine.commands import Result
@@ -51,7 +50,7 @@ class Applier:
 
     Attributes:
         target: the last slot known as chosen.
-        listeners: called with (slot, ballot, commands that applied now) after each slot.
+        listeners: called with each slot, and what it did, once it is applied.
         paused: nothing is applied, because a snapshot is about to replace the state.
         applies: how long batches of slots took to apply, in seconds.
         commands: how many commands applied.
@@ -63,8 +62,8 @@ class Applier:
         clock: IReactorTime,
         storage: IAcceptorStorage,
         state: ReplicatedState,
-        owners_of: Callable[[Sequence[Command]], Sequence[Any]],
-        applied: Callable[[Sequence[Command], int, int | None], None],
+        owners_of: Callable[[Sequence[Numbered]], Sequence[Any]],
+        applied: Callable[[Sequence[Numbered], int, int | None], None],
         failed: Callable[[str | Failure], None],
         stored_upto: Callable[[], int],
     ) -> None:
@@ -74,7 +73,7 @@ class Applier:
         self.applies = Histogram()
         self.commands = 0
         self.failed_commands = 0
-        self.listeners: list[Callable[[int, ProposalID, Sequence[Command]], None]] = []
+        self.listeners: list[Callable[[SlotEntry, Applied], None]] = []
         self._clock = clock
         self._storage = storage
         self._owners_of = owners_of
@@ -186,22 +185,31 @@ class Applier:
         for owner, its in results.values():
             owner.applied(its)
 
-    def _count(self, applied: Applied) -> None:
-        self.commands += len(applied.commands)
-        if len(applied.commands) != len(applied.results):
-            # Repetitions and openings of sessions are no failures; all that failed is in here.
-            self.failed_commands += sum(bool(result.error) for result in applied.results)
-
     def _apply(self, entry: SlotEntry, results: dict[int, tuple[Any, list[Result]]]) -> None:
         try:
-            value = decode_value(entry.value)
+            applied = self.state.apply_encoded(entry.slot, entry.value)
         except msgspec.DecodeError as error:
             raise StorageDamaged(f"the value chosen in slot {entry.slot} is no value: {error}") from None
-        applied = self.state.apply(entry.slot, value)
-        self._count(applied)
-        for owner, result in zip(self._owners_of(value.commands), applied.results, strict=False):
-            if owner is not None:
-                results.setdefault(id(owner), (owner, []))[1].append(result)
-        self._applied(value.commands, self.state.log_time_ms, self.state.machine.deadline_ms)
+        self.commands += applied.count
+        self.failed_commands += applied.failed
+        owners = self._owners_of(applied.numbered)
+        if owners:
+            _share_out(owners, applied.results, results)
+        self._applied(applied.numbered, self.state.log_time_ms, self.state.machine.deadline_ms)
         for listener in self.listeners:
-            listener(entry.slot, entry.ballot, applied.commands)
+            listener(entry, applied)
+
+
+def _share_out(
+    owners: Sequence[Any], results: list[Result], shares: dict[int, tuple[Any, list[Result]]]
+) -> None:
+    """Add each result to its owner's share."""
+    first = owners[0]
+    if owners.count(first) == len(owners):
+        # The usual case: a slot, or all that is one's own in it, comes from one connection.
+        if first is not None:
+            shares.setdefault(id(first), (first, []))[1].extend(results)
+        return
+    for owner, result in zip(owners, results, strict=True):
+        if owner is not None:
+            shares.setdefault(id(owner), (owner, []))[1].append(result)

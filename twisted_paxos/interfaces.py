@@ -13,6 +13,7 @@ from zope.interface import Attribute, Interface
 from twisted_paxos.core.messages import Command, Message, SlotEntry
 from twisted_paxos.core.records import Record, Recovered
 from twisted_paxos.statemachine.machine import IStateMachine as IStateMachine
+from twisted_paxos.statemachine.machine import ITypedMachine as ITypedMachine
 
 if TYPE_CHECKING:
     from twisted_paxos.statemachine.commands import Result

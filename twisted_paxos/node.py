@@ -59,7 +59,7 @@ from twisted_paxos.statemachine.commands import NodeStatus, Result, encode_opaqu
 from twisted_paxos.statemachine.kv import KeyValueStore
 from twisted_paxos.statemachine.machine import IStateMachine
 from twisted_paxos.statemachine.opaque import OpaqueLog
-from twisted_paxos.statemachine.replicated import Header, ReplicatedState, committed_sets
+from twisted_paxos.statemachine.replicated import Applied, Header, ReplicatedState, committed_sets
 from twisted_paxos.statemachine.watches import WatchHub
 from twisted_paxos.wire.peer import DATAGRAM_MAX_BYTES, PeerCodec
 
@@ -598,20 +598,20 @@ class PersistentPaxosNode(Service):
         except Exception:
             self._fail(Failure())
 
-    def _applied(self, slot: int, ballot: ProposalID, commands: Sequence[Command]) -> None:
+    def _applied(self, entry: SlotEntry, applied: Applied) -> None:
         # What was known before this start was printed then.
-        if self.config.print_chosen and slot > self._recovered_upto:
-            for index, command in enumerate(commands):
+        if self.config.print_chosen and entry.slot > self._recovered_upto:
+            for index, command in enumerate(applied.commands):
                 log.info(
                     "chosen: slot {slot}.{index} ballot {ballot} value {value}",
-                    slot=slot,
+                    slot=entry.slot,
                     index=index,
-                    ballot=str(ballot),
+                    ballot=str(entry.ballot),
                     value=_shown(command.payload),
                 )
         self.snapshot_maker.applied()
         for listener in tuple(self._chosen_listeners):
-            listener(slot)
+            listener(entry.slot)
 
     def on_chosen(self, listener: Callable[[int], None]) -> Callable[[], None]:
         """See `INode.on_chosen`."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 from typing import Any
 
+from msgspec import Raw
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.client.support import ENDPOINTS, ClientCase
 from twisted_paxos.client import Client, SlotEntry, connect, payload_of, session, value_of
 from twisted_paxos.client.liveness import PING_AFTER_S
+from twisted_paxos.client.payloads import encode_value
 from twisted_paxos.client.pending import QUEUE_MAX_COMMANDS
 from twisted_paxos.core import limits
 from twisted_paxos.errors import (
@@ -68,6 +70,22 @@ class ProposeTests(ClientCase):
         for byte in (b"x", b"\xff", b"\x01", b'"'):
             self.finish(client.propose(byte * limits.VALUE_MAX_BYTES))
         self.failureResultOf(client.propose(b"x" * (limits.VALUE_MAX_BYTES + 1)), ValueTooLarge)
+
+    def test_begin(self) -> None:
+        """A call instead of a Deferred: told the result, or why there is none; once, and never at once."""
+        client, outcomes = self.connect(), list[Any]()
+        client.begin(encode_value("first"), outcomes.append)
+        self.assertEqual([], outcomes)
+        self.network.run()
+        self.assertEqual([1], [outcome.sequence for outcome in outcomes])
+        self.nodes[0].hold = True
+        client.begin(encode_value("second"), outcomes.append, timeout_s=1)
+        self.network.run()
+        self.network.run(2)
+        self.assertIsInstance(outcomes[1], OutcomeUnknown)
+        with self.assertRaises(ValueTooLarge):
+            client.begin(Raw(b" " * (limits.PAYLOAD_MAX_BYTES + 1)), outcomes.append)
+        self.assertEqual(2, len(outcomes))
 
     def test_floor(self) -> None:
         """A command's floor is the lowest sequence without a result."""

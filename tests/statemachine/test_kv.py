@@ -23,7 +23,7 @@ from twisted_paxos.statemachine.kvcommands import (
     prefix_end,
 )
 from twisted_paxos.statemachine.kvlimits import TXN_DEPTH_MAX, VERSION_OVERHEAD_BYTES, KvLimits
-from twisted_paxos.statemachine.machine import IStateMachine
+from twisted_paxos.statemachine.machine import IStateMachine, ITypedMachine
 from twisted_paxos.statemachine.watches import WatchRequest
 
 CONTEXT = Context(1, 0, 1)
@@ -35,6 +35,7 @@ class ContractTests(SynchronousTestCase):
     def test_interface(self) -> None:
         """It is an `IStateMachine`."""
         self.assertTrue(verifyObject(IStateMachine, KeyValueStore()))
+        self.assertTrue(verifyObject(ITypedMachine, KeyValueStore()))
 
     def test_queries(self) -> None:
         """Reads that do not go through the log: ranges, leases, status, and an error for anything else."""

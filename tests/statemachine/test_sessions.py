@@ -36,7 +36,10 @@ class SessionsCase(SynchronousTestCase):
         """Apply in the next slot; the state machine answers ``DATA``."""
         self.slot += 1
         result = self.sessions.admit(one, self.slot, 0)
-        return self.sessions.remember(one, self.slot, 0, DATA) if result is None else result
+        if result is None:
+            self.sessions.remember(one, self.slot, 0, DATA)
+            result = Result(one.client, one.sequence, self.slot, 0, "", DATA)
+        return result
 
     def applies(self, one: Command) -> bool:
         """Whether it applies now."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import msgspec
 from msgspec import Raw
@@ -13,7 +14,7 @@ from zope.interface import implementer
 from twisted_paxos.statemachine.commands import Context, encode_opaque
 from twisted_paxos.statemachine.kv import KeyValueStore
 from twisted_paxos.statemachine.kvcommands import Compact, DeleteRange, LeaseGrant, Put, Txn, encode_command
-from twisted_paxos.statemachine.machine import IStateMachine
+from twisted_paxos.statemachine.machine import IStateMachine, ITypedMachine
 from twisted_paxos.testing.determinism import NotDeterministic, check_determinism
 
 COMMANDS = [Raw(msgspec.json.encode(word)) for word in ("one", "two", "three", "four", "two", "five")]
@@ -48,6 +49,18 @@ class Words:
         """Those words."""
         self.words = dict.fromkeys(b"".join(pieces).decode().splitlines())
         yield
+
+
+@implementer(ITypedMachine)
+class Hasty(Words):
+    """Bad: of words that come at once it answers for the last one only."""
+
+    payload_type: Any = str
+
+    def apply_all(self, payloads: Sequence[str], context: Context, size_bytes: int) -> list[Raw]:
+        """All words."""
+        self.words.update(dict.fromkeys(payloads))
+        return [Raw(b"%d" % len(self.words))] * len(payloads)
 
 
 class Counting(Words):
@@ -117,6 +130,10 @@ class DeterminismTests(SynchronousTestCase):
     def test_results_differ(self) -> None:
         """Results that differ between runs: the message names the command and both results."""
         self.assert_fails(Counting, 'command 1 of 6, "one", gives')
+
+    def test_several_at_once(self) -> None:
+        """What commands do at once is what they do one after another."""
+        self.assert_fails(Hasty, "a run with several commands at once")
 
     def test_snapshot_forgets(self) -> None:
         """State that does not come through a snapshot shows in the first result that needs it."""

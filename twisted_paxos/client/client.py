@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import AsyncIterable, Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from msgspec import Raw
@@ -16,7 +17,7 @@ from twisted_paxos.client.kv import KeyValues
 from twisted_paxos.client.lease import Lease
 from twisted_paxos.client.logreader import LogReader
 from twisted_paxos.client.payloads import encode_value
-from twisted_paxos.client.pending import WINDOW_COMMANDS, Outcome
+from twisted_paxos.client.pending import WINDOW_COMMANDS, Outcome, Proposal
 from twisted_paxos.client.session import TIMEOUT_S, Session, nobody
 from twisted_paxos.client.stream import ProposalStream
 from twisted_paxos.client.watches import Watch
@@ -91,23 +92,31 @@ class Client(Session):
 
     def command(self, payload: Raw, timeout_s: float | None = None) -> Deferred[Result]:
         """`propose` for the JSON of any command; the result's ``data`` is what the state machine returned."""
-        done: Deferred[Result] = Deferred(lambda _: cancelled())
-
-        def cancelled() -> None:
-            if self._pending.abandon(proposal):
-                proposal.end(OutcomeUnknown("cancelled after it was sent; it may be chosen all the same"))
-
-        def finish(outcome: Outcome) -> None:
-            if isinstance(outcome, Result):
-                done.callback(outcome)
-            else:
-                done.errback(outcome)
-
         try:
-            proposal = self._add(payload, timeout_s, finish)
+            proposal = self._add(payload, timeout_s)
         except PaxosError:
-            done.errback()
+            return fail()
+        done: Deferred[Result] = Deferred(partial(self._cancelled, proposal))
+        proposal.finish = partial(_fire, done)
         return done
+
+    def _cancelled(self, proposal: Proposal, done: Deferred[Result]) -> None:
+        if self._pending.abandon(proposal):
+            proposal.end(OutcomeUnknown("cancelled after it was sent; it may be chosen all the same"))
+
+    def begin(self, payload: Raw, finish: Callable[[Outcome], None], timeout_s: float | None = None) -> None:
+        """`command` for programs that have very many of them under way: a call instead of a `Deferred`.
+
+        Args:
+            payload: the JSON of a command.
+            finish: called once, later, with the `Result`, or with the error that `command` would have
+                failed with. It must not raise.
+            timeout_s: as for `command`.
+
+        Raises:
+            ValueTooLarge, Overloaded, Unavailable: as `command` fails with them; ``finish`` is not called.
+        """
+        self._add(payload, timeout_s).finish = finish
 
     def query(
         self, payload: Raw, serializable: bool = False, timeout_s: float | None = None
@@ -171,7 +180,7 @@ class Client(Session):
         """
 
         def add(value: str | bytes, finish: Callable[[Outcome], None]) -> None:
-            self._add(encode_value(value), timeout_s, finish)
+            self._add(encode_value(value), timeout_s).finish = finish
 
         return Deferred.fromCoroutine(ProposalStream(add, self._wait_for_room, on_outcome).run(values))
 
@@ -199,3 +208,10 @@ class Client(Session):
             except Unavailable as error:
                 problems.append(str(error))
         raise Unavailable(nobody("; ".join(problems)))
+
+
+def _fire(done: Deferred[Result], outcome: Outcome) -> None:
+    if isinstance(outcome, Result):
+        done.callback(outcome)
+    else:
+        done.errback(outcome)

@@ -11,8 +11,8 @@ in flight until its result comes or its deadline passes. What must always hold:
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Final, TypeAlias
 
 from msgspec import Raw, Struct
@@ -61,8 +61,8 @@ class Proposal(Struct, eq=False):
     Attributes:
         payload: what is proposed.
         deadline_s: on the caller's clock.
-        finish: told the outcome, once.
         number: its place in the queue's order.
+        finish: told the outcome, once.
         command: what is sent; set when it has its sequence number.
         sends: how often it was sent without being refused: above 0 it may be applied.
         refused: a node was too busy to take it.
@@ -70,8 +70,8 @@ class Proposal(Struct, eq=False):
 
     payload: Raw
     deadline_s: float
-    finish: Callable[[Outcome], None]
     number: int
+    finish: Callable[[Outcome], None] = _ignore
     command: Command | None = None
     sends: int = 0
     refused: bool = False
@@ -98,7 +98,7 @@ class Pending:
         self.session_id = session_id
         self.next_deadline_s = math.inf
         self._window = window
-        self._queue: OrderedDict[int, Proposal] = OrderedDict()
+        self._queue: dict[int, Proposal] = {}
         self._queue_bytes = 0
         self._numbers = 0
         self._in_flight: dict[int, Proposal] = {}
@@ -129,8 +129,8 @@ class Pending:
             self._floor += 1
         return self._floor
 
-    def add(self, payload: Raw, deadline_s: float, finish: Callable[[Outcome], None]) -> Proposal:
-        """Queue a proposal.
+    def add(self, payload: Raw, deadline_s: float) -> Proposal:
+        """Queue a proposal; the caller sets its ``finish``.
 
         Raises:
             Overloaded: the queue is full.
@@ -139,44 +139,47 @@ class Pending:
         if len(self._queue) >= QUEUE_MAX_COMMANDS or self._queue_bytes + size_bytes > QUEUE_MAX_BYTES:
             raise Overloaded(f"{len(self._queue)} commands wait in this client already; wait for results")
         self._numbers += 1
-        proposal = Proposal(payload, deadline_s, finish, self._numbers)
+        proposal = Proposal(payload, deadline_s, self._numbers)
         self._queue[self._numbers] = proposal
         self._queue_bytes += size_bytes
-        self.next_deadline_s = min(self.next_deadline_s, deadline_s)
+        if deadline_s < self.next_deadline_s:
+            self.next_deadline_s = deadline_s
         return proposal
 
     def next_batch(self) -> tuple[Command, ...]:
         """The next commands to send, in one frame's size; empty when none wait or the window is full."""
         floor = self.floor
+        in_flight, session_id, sequence = self._in_flight, self.session_id, self._next_sequence
+        room = min(self._window - len(in_flight), floor + SPAN_MAX - sequence)
         batch: list[Command] = []
-        batch_bytes = 0
-        while self._queue and self._may_send(floor):
-            number, proposal = self._queue.popitem(last=False)
+        batch_bytes = sent_bytes = 0
+        for proposal in self._queue.values():
             size_bytes = len(proposal.payload)
-            if batch and batch_bytes + size_bytes > limits.BATCH_TARGET_BYTES:
-                self._queue[number] = proposal
-                self._queue.move_to_end(number, last=False)
+            if len(batch) >= room or (batch and batch_bytes + size_bytes > limits.BATCH_TARGET_BYTES):
                 break
-            self._queue_bytes -= size_bytes
+            if self._in_flight_bytes + sent_bytes >= WINDOW_BYTES and in_flight:
+                break
             batch_bytes += size_bytes + COMMAND_OVERHEAD_BYTES
-            batch.append(self._give_sequence(proposal, floor))
+            sent_bytes += size_bytes
+            proposal.command = command = Command(session_id, sequence, floor, proposal.payload)
+            proposal.sends = 1
+            in_flight[sequence] = proposal
+            sequence += 1
+            batch.append(command)
+        self._next_sequence = sequence
+        self._in_flight_bytes += sent_bytes
+        self._take_from_queue(len(batch), sent_bytes)
         return tuple(batch)
 
-    def _may_send(self, floor: int) -> bool:
-        return (
-            len(self._in_flight) < self._window
-            and (self._in_flight_bytes < WINDOW_BYTES or not self._in_flight)
-            and self._next_sequence - floor < SPAN_MAX
-        )
-
-    def _give_sequence(self, proposal: Proposal, floor: int) -> Command:
-        sequence = self._next_sequence
-        self._next_sequence += 1
-        proposal.command = command = Command(self.session_id, sequence, floor, proposal.payload)
-        proposal.sends = 1
-        self._in_flight[sequence] = proposal
-        self._in_flight_bytes += len(proposal.payload)
-        return command
+    def _take_from_queue(self, count: int, size_bytes: int) -> None:
+        """The first ``count`` are in flight now."""
+        queue = self._queue
+        if count == len(queue):
+            queue.clear()
+        else:
+            for number in list(islice(queue, count)):
+                del queue[number]
+        self._queue_bytes -= size_bytes
 
     def batches_to_resend(self, sequences: Sequence[int] | None = None) -> list[tuple[Command, ...]]:
         """Commands in flight (of ``sequences``, or all) once more, in frames' sizes, counted as sent."""
@@ -200,13 +203,14 @@ class Pending:
     def settle(self, results: Sequence[Result]) -> bool:
         """End the proposals that ``results`` are about; tells whether the session has expired."""
         expired = False
+        session_id, pop = self.session_id, self._in_flight.pop
         for result in results:
-            if result.client != self.session_id:
+            if result.client != session_id:
                 continue
             if result.error:
                 expired = self._settle_error(result) or expired
                 continue
-            proposal = self._in_flight.pop(result.sequence, None)
+            proposal = pop(result.sequence, None)
             if proposal is not None:
                 self._in_flight_bytes -= len(proposal.payload)
                 proposal.end(result)

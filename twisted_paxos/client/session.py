@@ -29,7 +29,7 @@ from twisted_paxos.client.connection import (
     open_connection,
 )
 from twisted_paxos.client.liveness import Liveness
-from twisted_paxos.client.pending import WINDOW_COMMANDS, Outcome, Pending, Proposal
+from twisted_paxos.client.pending import WINDOW_COMMANDS, Pending, Proposal
 from twisted_paxos.client.queries import Queries
 from twisted_paxos.client.watches import Watches
 from twisted_paxos.core import limits
@@ -109,6 +109,7 @@ class Session:
         self._watches = Watches(reactor, self._in_turn, self._rng)
         self._room_waiters: list[Deferred[None]] = []
         self._timers: dict[str, IDelayedCall] = {}
+        self._flush_wanted = False
 
     @property
     def session_id(self) -> str:
@@ -138,12 +139,12 @@ class Session:
         self._give_room()
         return succeed(None)
 
-    def _add(self, payload: Raw, timeout_s: float | None, finish: Callable[[Outcome], None]) -> Proposal:
+    def _add(self, payload: Raw, timeout_s: float | None) -> Proposal:
         if self._closed:
             raise Unavailable("the client is closed")
         if len(payload) > limits.PAYLOAD_MAX_BYTES:
             raise ValueTooLarge(f"a command of {len(payload):,} bytes is over {limits.PAYLOAD_MAX_BYTES:,}")
-        proposal = self._pending.add(payload, self._deadline_s(timeout_s), finish)
+        proposal = self._pending.add(payload, self._deadline_s(timeout_s))
         self._flush_soon()
         return proposal
 
@@ -271,10 +272,12 @@ class Session:
 
     def _flush_soon(self) -> None:
         """Send what may be sent at the end of this turn, together."""
-        if not self._runs("flush"):
+        if not self._flush_wanted:
+            self._flush_wanted = True
             self._start_timer("flush", 0, self._flush)
 
     def _flush(self) -> None:
+        self._flush_wanted = False
         if self._connection is not None and not self._runs("hold"):
             if self._queries.send_to(self._connection.send):
                 self._liveness.sent()

@@ -8,7 +8,7 @@ Every message travels in an `Envelope`, which says who speaks.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, NamedTuple, TypeAlias
+from typing import Annotated, NamedTuple, Protocol, TypeAlias
 
 import msgspec
 from msgspec import Meta, Raw, Struct
@@ -43,6 +43,22 @@ class Command(Struct, frozen=True, array_like=True, gc=False):
     sequence: Count
     floor: Count
     payload: Raw
+
+
+class Numbered(Protocol):
+    """A `Command`, whatever its payload is decoded as."""
+
+    @property
+    def client(self) -> str:
+        """The session's id."""
+
+    @property
+    def sequence(self) -> int:
+        """The client's number for it."""
+
+    @property
+    def floor(self) -> int:
+        """Everything below is done with."""
 
 
 class Replace(Struct, frozen=True):

@@ -35,6 +35,7 @@ from twisted_paxos.core.messages import (
     Entry,
     Message,
     Nack,
+    Numbered,
     Prepare,
     Promise,
     Replace,
@@ -45,6 +46,7 @@ from twisted_paxos.core.messages import (
 )
 from twisted_paxos.core.quorum import Membership
 from twisted_paxos.core.records import SavePromise
+from twisted_paxos.core.runs import Names
 from twisted_paxos.core.timing import RetryTimer, is_large
 
 TELL_S = 0.002
@@ -173,7 +175,7 @@ class Proposer:
         self._next_slot = 1
         self._queue: deque[Command] = deque()
         self._queue_bytes = 0
-        self._taken: set[tuple[str, int]] = set()
+        self._taken = Names()
         self._forwarded = False
         self._awaited_upto = 0
         self._told_upto = 0
@@ -401,14 +403,13 @@ class Proposer:
         """
         if self.phase is not Phase.LEADING:
             return False
-        taken = self._taken
-        new = [c for c in commands if (c.client, c.sequence) not in taken]
-        size = sum(len(c.payload) for c in new) + COMMAND_OVERHEAD_BYTES * len(new)
+        new = self._taken.missing(commands)
+        size = sum([len(c.payload) for c in new]) + COMMAND_OVERHEAD_BYTES * len(new)
         if len(self._queue) + len(new) > limits.QUEUE_MAX_COMMANDS:
             return False
         if self._queue_bytes + size > limits.QUEUE_MAX_BYTES:
             return False
-        taken.update((c.client, c.sequence) for c in new)
+        self._taken.add(new)
         self._queue.extend(new)
         self._queue_bytes += size
         self._forwarded = self._forwarded or forwarded
@@ -424,10 +425,10 @@ class Proposer:
         """How many slots are proposed and not chosen."""
         return len(self._in_flight)
 
-    def applied(self, commands: Sequence[Command]) -> None:
+    def applied(self, commands: Sequence[Numbered]) -> None:
         """These were applied: a repetition is now told apart by the state machine's sessions."""
         if self._taken:
-            self._taken.difference_update([(c.client, c.sequence) for c in commands])
+            self._taken.discard(commands)
 
     @property
     def highest_proposed(self) -> int:

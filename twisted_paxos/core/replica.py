@@ -32,6 +32,7 @@ from twisted_paxos.core.messages import (
     Heartbeat,
     HeartbeatReply,
     Nack,
+    Numbered,
     Prepare,
     Promise,
     Replace,
@@ -485,7 +486,7 @@ class Replica:
         return self.reads.ask(self.leader, now_s)
 
     def applied(
-        self, commands: Sequence[Command], log_time_ms: int, wanted_time_ms: int | None = None
+        self, commands: Sequence[Numbered], log_time_ms: int, wanted_time_ms: int | None = None
     ) -> None:
         """A slot was applied here; the state machine waits for log time ``wanted_time_ms``, if any."""
         self.proposer.wanted_time_ms = wanted_time_ms

@@ -8,7 +8,7 @@ each keeps its (client, sequence), by which the state machine applies it once (r
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from msgspec import Raw
@@ -16,8 +16,9 @@ from msgspec import Raw
 from twisted_paxos.core import limits
 from twisted_paxos.core.ballot import NO_BALLOT, ProposalID
 from twisted_paxos.core.effects import NOTHING, Effects, Send
-from twisted_paxos.core.messages import Command, Forward, ForwardReply
+from twisted_paxos.core.messages import Command, Forward, ForwardReply, Numbered
 from twisted_paxos.core.proposer import COMMAND_OVERHEAD_BYTES
+from twisted_paxos.core.runs import client_runs
 from twisted_paxos.core.timing import RetryTimer
 from twisted_paxos.errors import Overloaded, PaxosError, ValueTooLarge
 
@@ -37,6 +38,16 @@ def check_payload(payload: Raw) -> None:
         raise ValueTooLarge(f"a value of {len(payload):,} bytes; the limit is {limit:,}")
 
 
+class _Waiting:
+    """What waits of one client, by sequence number, in the order of arrival; and who wants each result."""
+
+    __slots__ = ("commands", "owners")
+
+    def __init__(self) -> None:
+        self.commands: dict[int, Command] = {}
+        self.owners: dict[int, Any] = {}
+
+
 class _Sent(NamedTuple):
     """One Forward that was not answered yet."""
 
@@ -54,14 +65,13 @@ class Requests:
         first_id: the numbers of Forwards begin above it.
 
     Attributes:
-        owners: (client, sequence) -> whoever wants the result; in the order of arrival.
         refused: how many commands were not taken.
     """
 
     def __init__(self, random: Callable[[], float], first_id: int = 0) -> None:
-        self.owners: dict[Key, Any] = {}
         self.refused = 0
-        self._commands: dict[Key, Command] = {}
+        self._waiting: dict[str, _Waiting] = {}
+        self._count = 0
         self._bytes = 0
         self._unsent: list[Command] = []
         self._not_before_s = 0.0
@@ -85,46 +95,73 @@ class Requests:
         except PaxosError:
             self.refused += len(commands)
             raise
-        for command in commands:
-            key = (command.client, command.sequence)
-            if key not in self._commands:
-                self._commands[key] = command
-                self._bytes += len(command.payload) + COMMAND_OVERHEAD_BYTES
-                self._unsent.append(command)
-            self.owners[key] = owner
+        for client, start, end in client_runs(commands):
+            waiting = self._waiting.setdefault(client, _Waiting())
+            self._take(waiting, commands[start:end], owner)
+
+    def _take(self, waiting: _Waiting, commands: Sequence[Command], owner: Any) -> None:
+        """Take commands of one client."""
+        sequences = [command.sequence for command in commands]
+        waiting.owners.update(dict.fromkeys(sequences, owner))
+        known = waiting.commands
+        if len(set(sequences)) != len(sequences) or not known.keys().isdisjoint(sequences):
+            first: dict[int, Command] = {}
+            for command in commands:
+                if command.sequence not in known:
+                    first.setdefault(command.sequence, command)
+            sequences, commands = list(first), list(first.values())
+        known.update(zip(sequences, commands, strict=True))
+        self._count += len(commands)
+        self._bytes += _size_bytes(commands)
+        self._unsent += commands
 
     def _check_room(self, commands: Sequence[Command]) -> None:
-        size = 0
-        for command in commands:
-            check_payload(command.payload)
-            size += len(command.payload) + COMMAND_OVERHEAD_BYTES
-        if len(self._commands) + len(commands) > limits.QUEUE_MAX_COMMANDS:
-            raise Overloaded(f"{len(self._commands):,} commands wait already; try again later")
-        if self._bytes + size > limits.QUEUE_MAX_BYTES:
+        size_bytes = _size_bytes(commands)
+        if size_bytes > limits.PAYLOAD_MAX_BYTES:
+            for command in commands:
+                check_payload(command.payload)
+        if self._count + len(commands) > limits.QUEUE_MAX_COMMANDS:
+            raise Overloaded(f"{self._count:,} commands wait already; try again later")
+        if self._bytes + size_bytes > limits.QUEUE_MAX_BYTES:
             raise Overloaded(f"{self._bytes:,} bytes of commands wait already; try again later")
 
     def applied(self, key: Key) -> Any:
         """This command was applied here; returns its owner, or None when nobody waits for it."""
-        command = self._commands.pop(key, None)
-        if command is None:
-            return None
-        self._bytes -= len(command.payload) + COMMAND_OVERHEAD_BYTES
-        return self.owners.pop(key)
+        client, sequence = key
+        return self._pop(client, (sequence,))[0]
 
-    def owners_of(self, commands: Sequence[Command]) -> list[Any]:
+    def _pop(self, client: str, sequences: Sequence[int]) -> list[Any]:
+        """Let go of commands of one client; the owner of each, None for those that are not here."""
+        waiting = self._waiting.get(client)
+        if waiting is None:
+            return [None] * len(sequences)
+        pop, pop_owner = waiting.commands.pop, waiting.owners.pop
+        gone = [command for sequence in sequences if (command := pop(sequence, None)) is not None]
+        owners = [pop_owner(sequence, None) for sequence in sequences]
+        self._count -= len(gone)
+        self._bytes -= _size_bytes(gone)
+        if not waiting.commands:
+            del self._waiting[client]
+        return owners
+
+    def owners_of(self, commands: Sequence[Numbered]) -> list[Any]:
         """`applied` for all commands of a slot; an empty list, quickly, when nobody waits for anything."""
-        if not self._commands:
+        if not self._count:
             return []
-        applied = self.applied
-        return [applied((command.client, command.sequence)) for command in commands]
+        owners: list[Any] = []
+        for client, start, end in client_runs(commands):
+            owners += self._pop(client, [command.sequence for command in commands[start:end]])
+        while self._taken and not self._waits(self._taken[0][1]):
+            self._taken.popleft()
+        return owners
 
     def forget(self, owner: Any) -> None:
         """Stop trying for what ``owner`` submitted."""
-        for key in [key for key, its in self.owners.items() if its is owner]:
-            self.applied(key)
+        for client, waiting in list(self._waiting.items()):
+            self._pop(client, [sequence for sequence, its in waiting.owners.items() if its is owner])
 
     def __len__(self) -> int:
-        return len(self._commands)
+        return self._count
 
     # -- towards the leader
 
@@ -144,7 +181,7 @@ class Requests:
         if not self._unsent or leader == NO_BALLOT or now_s < self._not_before_s:
             return NOTHING
         effects = Effects()
-        commands = [c for c in self._unsent if (c.client, c.sequence) in self._commands]
+        commands = self._still_waiting(self._unsent)
         self._unsent = []
         if leader.uid == uid:
             if enqueue(commands):
@@ -160,7 +197,9 @@ class Requests:
     def _send_again_all(self) -> None:
         self._forwards.clear()
         self._taken.clear()
-        self._unsent = list(self._commands.values())
+        self._unsent = [
+            command for waiting in self._waiting.values() for command in waiting.commands.values()
+        ]
         self._not_before_s = 0.0
 
     def _forward(self, commands: tuple[Command, ...], now_s: float, tries: int) -> Send:
@@ -189,7 +228,7 @@ class Requests:
     @property
     def deadline_s(self) -> float | None:
         """When `tick` wants to be called."""
-        if not self._commands:
+        if not self._count:
             return None
         deadline_s = float("inf")
         for sent in self._forwards.values():
@@ -205,15 +244,34 @@ class Requests:
         effects = Effects()
         for forward_id in [n for n, sent in self._forwards.items() if now_s >= sent.retry_at_s]:
             sent = self._forwards.pop(forward_id)
-            waiting = self._waiting(sent.commands)
+            waiting = tuple(self._still_waiting(sent.commands))
             if waiting:
                 effects.sends.append(self._forward(waiting, now_s, sent.tries + 1))
         while self._taken and now_s >= self._taken[0][0]:
-            self._unsent += self._waiting(self._taken.popleft()[1])
+            self._unsent += self._still_waiting(self._taken.popleft()[1])
         return effects
 
-    def _waiting(self, commands: Iterable[Command]) -> tuple[Command, ...]:
-        return tuple(c for c in commands if (c.client, c.sequence) in self._commands)
+    def _still_waiting(self, commands: Sequence[Command]) -> list[Command]:
+        """Those of ``commands`` that are not applied here, nor forgotten."""
+        still: list[Command] = []
+        for client, start, end in client_runs(commands):
+            waiting = self._waiting.get(client)
+            if waiting is not None:
+                known = waiting.commands
+                still += [command for command in commands[start:end] if command.sequence in known]
+        return still
+
+    def _waits(self, commands: Sequence[Command]) -> bool:
+        """Whether any of ``commands`` is still to be applied here."""
+        for command in commands:
+            waiting = self._waiting.get(command.client)
+            if waiting is not None and command.sequence in waiting.commands:
+                return True
+        return False
+
+
+def _size_bytes(commands: Sequence[Command]) -> int:
+    return sum([len(command.payload) for command in commands]) + COMMAND_OVERHEAD_BYTES * len(commands)
 
 
 def _batches(commands: Sequence[Command]) -> list[tuple[Command, ...]]:

@@ -22,6 +22,7 @@ from twisted.python.failure import Failure as TwistedFailure
 from zope.interface import implementer
 
 from twisted_paxos.core import limits
+from twisted_paxos.core.runs import Names
 from twisted_paxos.errors import WireError
 from twisted_paxos.framing import FrameReceiver
 from twisted_paxos.interfaces import INode, IResultSink
@@ -152,7 +153,7 @@ class ClientPortProtocol(FrameReceiver):
         self._refusal = refusal
         self._greeted = False
         self._closing = False
-        self._pending: set[tuple[str, int]] = set()
+        self._pending = Names()
         self._results: list[Result] = []
         self._flush_call: IDelayedCall | None = None
         self._limit_call: IDelayedCall | None = None
@@ -315,19 +316,19 @@ class ClientPortProtocol(FrameReceiver):
 
     def _submit(self, request: Submit) -> None:
         commands = request.commands
-        if not all(command.client for command in commands):
+        if "" in [command.client for command in commands]:
             self.reply(Failure(request.request_id, "bad_request", "a command has no client id"))
             return
-        names = {(command.client, command.sequence) for command in commands} - self._pending
-        if len(self._pending) + len(names) > COMMANDS_IN_PROGRESS_MAX:
+        new = self._pending.missing(commands)
+        if len(self._pending) + len(new) > COMMANDS_IN_PROGRESS_MAX:
             message = f"{COMMANDS_IN_PROGRESS_MAX} commands of this connection are in progress already"
             self.reply(Failure(request.request_id, "overloaded", message))
             return
-        self._pending |= names
+        self._pending.add(new)
         try:
             self.port.node.submit(commands, self)
         except Exception as error:
-            self._pending -= names
+            self._pending.discard(new)
             self.reply(failure_for(request.request_id, error))
 
     def _watch(self, request: Watch) -> None:
@@ -371,7 +372,7 @@ class ClientPortProtocol(FrameReceiver):
             self._flush_call.cancel()
         self._flush_call = None
         results, self._results = self._results, []
-        self._pending.difference_update([(result.client, result.sequence) for result in results])
+        self._pending.discard(results)
         for part in _parts(results):
             if not self._closing:
                 self.reply(Results(part))
@@ -380,6 +381,10 @@ class ClientPortProtocol(FrameReceiver):
 
 def _parts(results: Sequence[Result]) -> Iterator[tuple[Result, ...]]:
     """``results`` in frames' sizes; one that fits none is told without its data."""
+    small_bytes = min(RESULTS_BYTES, ANSWER_MAX_BYTES)
+    if 0 < len(results) <= RESULTS_PER_FRAME and sum([len(one.data) for one in results]) <= small_bytes:
+        yield tuple(results)
+        return
     part: list[Result] = []
     data_bytes = 0
     for result in results:

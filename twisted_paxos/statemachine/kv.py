@@ -8,7 +8,7 @@ successful change makes one revision. A command that is refused changes nothing 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Raw
 from zope.interface import implementer
 
-from twisted_paxos.statemachine.commands import NO_DATA, Context, decode_payload
+from twisted_paxos.statemachine.commands import NO_DATA, Context, Payload, decode_payload
 from twisted_paxos.statemachine.kvcommands import (
     ANSWER_TOO_LARGE,
     COMPACTED,
@@ -72,7 +72,7 @@ from twisted_paxos.statemachine.kvsnapshot import (
     snapshot_pieces,
 )
 from twisted_paxos.statemachine.leases import Leases
-from twisted_paxos.statemachine.machine import IStateMachine
+from twisted_paxos.statemachine.machine import ITypedMachine
 from twisted_paxos.statemachine.mvcc import Mvcc
 from twisted_paxos.statemachine.queries import read_range, refuse_range
 from twisted_paxos.statemachine.ranges import bounds_of
@@ -90,9 +90,9 @@ from twisted_paxos.statemachine.watches import WatchHub
 _decode_query = msgspec.json.Decoder(KvQuery).decode
 
 
-@implementer(IStateMachine)
+@implementer(ITypedMachine)
 class KeyValueStore:
-    """The store. `IStateMachine` says what `apply`, `advance`, `snapshot` and `restore` promise.
+    """The store. `ITypedMachine` says what `apply`, `advance`, `snapshot` and `restore` promise.
 
     Args:
         limits: the same on every member of the cluster.
@@ -101,6 +101,8 @@ class KeyValueStore:
         limits: as given.
         watches: this node's watchers.
     """
+
+    payload_type: Any = Payload
 
     def __init__(self, limits: KvLimits = DEFAULT_LIMITS) -> None:
         self.limits = limits
@@ -138,15 +140,31 @@ class KeyValueStore:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             # One answer for all three: how deep decoding gets depends on the stack that it starts from.
             return _MALFORMED
-        if type(command) is Put and len(payload) <= self._request_max_bytes:
-            put = command
-            refusable = put.lease or put.prev_kv or put.ignore_value or put.ignore_lease
-            if put.key and not refusable and not self.watches.watchers:
-                return self._put_plain(put.key, put.value)
+        return self._apply(command, context, len(payload))
+
+    def apply_all(self, payloads: Sequence[Payload], context: Context, size_bytes: int) -> list[Raw]:
+        """See `ITypedMachine.apply_all`."""
+        results: list[Raw] = []
+        at, end = 0, len(payloads)
+        while at < end:
+            upto = at
+            while upto < end and _is_plain(payloads[upto]):
+                upto += 1
+            if upto > at and self._has_room(upto - at, size_bytes):
+                results += self._put_all(payloads[at:upto])
+                at = upto
+            else:
+                place = Context(context.slot, context.index + at, context.time_ms)
+                results.append(self._apply(payloads[at], place, size_bytes))
+                at += 1
+        return results
+
+    def _apply(self, command: Payload, context: Context, size_bytes: int) -> Raw:
+        """Do one command, which is no larger than ``size_bytes``."""
         handler = self._handlers.get(type(command))
         if handler is None:
             return NO_DATA
-        if len(payload) > self._request_max_bytes and _size_of(command) > self._request_max_bytes:
+        if size_bytes > self._request_max_bytes and _size_of(command) > self._request_max_bytes:
             return _TOO_LARGE
         result = handler(command, context)
         return result if type(result) is Raw else Raw(encode(result))
@@ -297,17 +315,25 @@ class KeyValueStore:
             return PutResult(mvcc.revision, previous)
         return Raw(b'{"type":"put","revision":%d}' % mvcc.revision)
 
-    def _put_plain(self, key: bytes, value: bytes) -> Raw:
-        """What `_put` does with the usual put, in fewer steps: most of a busy node's time goes by here."""
-        mvcc, leases = self._mvcc, self._leases
-        cost = VERSION_OVERHEAD_BYTES + len(key) + len(value)
-        if mvcc.size_bytes + cost > self._quota_bytes - leases.size_bytes:
-            return _NO_SPACE
-        previous = mvcc.put(key, value, 0)
-        mvcc.commit()
-        if previous is not None and previous.lease:
-            leases.detach(previous.lease, key)
-        return Raw(b'{"type":"put","revision":%d}' % mvcc.revision)
+    def _has_room(self, count: int, size_bytes: int) -> bool:
+        """Whether so many puts, with so many bytes of keys and values in all, cannot be refused."""
+        if size_bytes > self._request_max_bytes:
+            return False
+        most_bytes = self._mvcc.size_bytes + count * VERSION_OVERHEAD_BYTES + size_bytes
+        return most_bytes <= self._quota_bytes - self._leases.size_bytes
+
+    def _put_all(self, puts: Sequence[Any]) -> list[Raw]:
+        """What `_put` does with plain puts that there is room for: a busy node does little else."""
+        mvcc = self._mvcc
+        first = mvcc.revision + 1
+        kvs, leased = mvcc.put_all(puts)
+        for before in leased:
+            self._leases.detach(before.lease, before.key)
+        if self.watches.watchers:
+            self.watches.committed(kvs)
+        return [
+            Raw(b'{"type":"put","revision":%d}' % revision) for revision in range(first, first + len(kvs))
+        ]
 
     def _delete_range(self, request: DeleteRange, context: Context) -> KvResult:
         if not request.key:
@@ -472,8 +498,14 @@ class KeyValueStore:
 
 
 _MALFORMED = Raw(encode(MALFORMED))
-_NO_SPACE = Raw(encode(NO_SPACE))
 _TOO_LARGE = Raw(encode(REQUEST_TOO_LARGE))
+
+
+def _is_plain(command: Payload) -> bool:
+    """Whether it is a put that only being too large could refuse, with nothing to tell but its revision."""
+    return type(command) is Put and not (
+        not command.key or command.lease or command.prev_kv or command.ignore_value or command.ignore_lease
+    )
 
 
 def _size_of(command: object) -> int:

@@ -78,7 +78,7 @@ class Event(Struct, frozen=True, array_like=True, gc=False):
 # ------------------------------------------------------------------ commands
 
 
-class Put(Struct, frozen=True, omit_defaults=True, tag="put"):
+class Put(Struct, frozen=True, omit_defaults=True, tag="put", gc=False):
     """Sets ``key``.
 
     Attributes:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from msgspec import Raw
 from zope.interface import Attribute, Interface
@@ -55,4 +56,23 @@ class IStateMachine(Interface):
 
         Raises:
             ValueError: the pieces are no snapshot of this machine.
+        """
+
+
+class ITypedMachine(IStateMachine):
+    """A state machine that takes commands decoded and by the batch: a whole slot is decoded at once.
+
+    A slot in which any payload does not fit `payload_type` is applied by `IStateMachine.apply`, one
+    command after another. What is done, and each result, must be the same either way.
+    """
+
+    payload_type: Any = Attribute("What `msgspec` is to decode payloads as.")
+
+    def apply_all(payloads: Sequence[Any], context: Context, size_bytes: int) -> Sequence[Raw]:
+        """Apply commands of one slot, in order, and return the result of each.
+
+        Args:
+            payloads: one `payload_type` for each command.
+            context: of the first command; the others have the indexes that follow.
+            size_bytes: of the slot's whole value, as JSON: all that is in these payloads is no larger.
         """

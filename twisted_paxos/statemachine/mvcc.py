@@ -18,14 +18,14 @@ What must always hold:
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from heapq import merge
 from operator import attrgetter
 from typing import TypeAlias
 
 from sortedcontainers import SortedList
 
-from twisted_paxos.statemachine.kvcommands import KeyValue
+from twisted_paxos.statemachine.kvcommands import KeyValue, Put
 from twisted_paxos.statemachine.kvlimits import VERSION_OVERHEAD_BYTES
 from twisted_paxos.statemachine.ranges import Bounds
 from twisted_paxos.statemachine.revisions import RevisionLog
@@ -197,6 +197,49 @@ class Mvcc:
         self.pending.append(kv)
         self.size_bytes += VERSION_OVERHEAD_BYTES + len(key) + len(value)
         return last if version else None
+
+    def put_all(self, puts: Sequence[Put]) -> tuple[list[KeyValue], list[KeyValue]]:
+        """Set each key to its value, without a lease, as a revision of its own: `put` and `commit` for many.
+
+        Returns:
+            the new versions, and those versions before them that hung on a lease.
+        """
+        revision, freed_bytes, shards = self.revision, self._freed_bytes, self._shards
+        kvs: list[KeyValue] = []
+        freed: list[int] = []
+        leased: list[KeyValue] = []
+        size_bytes = 0
+        for put in puts:
+            key, value = put.key, put.value
+            size_bytes += len(key) + len(value)
+            revision += 1
+            shard = shards[hash(key) & _SHARD_MASK]
+            history = shard.get(key)
+            if history is None:
+                shard[key] = kv = KeyValue(key, revision, revision, 1, value)
+                self._live.add(key)
+            else:
+                last: KeyValue = history if type(history) is KeyValue else history[-1]  # type: ignore[index]
+                key = last.key  # one object for all versions
+                if last.version:
+                    kv = KeyValue(key, last.create_revision, revision, last.version + 1, value)
+                    freed_bytes += VERSION_OVERHEAD_BYTES + len(key) + len(last.value)
+                    if last.lease:
+                        leased.append(last)
+                else:
+                    kv = KeyValue(key, revision, revision, 1, value)
+                    self._dead.remove(key)
+                    self._live.add(key)
+                if type(history) is list:
+                    history.append(kv)
+                else:
+                    shard[key] = _longer(history, kv)
+            kvs.append(kv)
+            freed.append(freed_bytes)
+        self.size_bytes += size_bytes + VERSION_OVERHEAD_BYTES * len(kvs)
+        self.revision, self._freed_bytes = revision, freed_bytes
+        self.log.extend(kvs, freed)
+        return kvs, leased
 
     def delete(self, key: bytes) -> KeyValue | None:
         """Delete ``key`` as part of the next revision; returns what it was, None when it was absent."""

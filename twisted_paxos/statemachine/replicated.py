@@ -11,15 +11,17 @@ applied by the state machine and its result remembered. A snapshot holds both.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
-from msgspec import Struct
+from msgspec import Raw, Struct
 
-from twisted_paxos.core.messages import Command, Count, Slot, Uid, Value, Word
+from twisted_paxos.core.messages import Command, Count, Numbered, Slot, Uid, Value, Word, decode_value
+from twisted_paxos.core.runs import client_runs
 from twisted_paxos.statemachine.commands import Context, Result
-from twisted_paxos.statemachine.machine import IStateMachine
+from twisted_paxos.statemachine.machine import IStateMachine, ITypedMachine
 from twisted_paxos.statemachine.sessions import SavedSession, Sessions
 
 FORMAT = 1
@@ -38,16 +40,87 @@ class Header(Struct, frozen=True):
     session_pieces: Count
 
 
-class Applied(NamedTuple):
-    """What one slot did.
+P = TypeVar("P")
+
+
+class TypedCommand(Struct, Generic[P], frozen=True, array_like=True, gc=False):
+    """A `Command` whose payload is decoded as well."""
+
+    client: Word
+    sequence: Count
+    floor: Count
+    payload: P
+
+
+class TypedValue(Struct, Generic[P], frozen=True, kw_only=True):
+    """A `Value` of such commands."""
+
+    time_ms: Count
+    commands: tuple[TypedCommand[P], ...] = ()
+
+
+class Run(NamedTuple):
+    """Commands of one client that followed each other, and were all applied.
 
     Attributes:
-        results: of every command, in order.
-        commands: those that were applied now, without repetitions and openings of sessions.
+        slot, first: where the first one was applied.
+        commands: they.
+        data: what the state machine returned for each.
     """
 
-    results: list[Result]
-    commands: list[Command]
+    slot: int
+    first: int
+    commands: Sequence[Numbered]
+    data: Sequence[Raw]
+
+
+class Applied:
+    """What one slot did.
+
+    Args:
+        numbered: the slot's commands, whatever their payloads are decoded as.
+        as_logged: gives them as they stand in the log.
+        parts: what became of them: runs that were applied, results of those that were not.
+
+    Attributes:
+        numbered: as given.
+        count: how many commands were applied now, without repetitions and openings of sessions.
+        failed: how many will never be applied.
+    """
+
+    __slots__ = ("_as_logged", "_parts", "count", "failed", "numbered")
+
+    def __init__(
+        self,
+        numbered: Sequence[Numbered],
+        as_logged: Callable[[], Sequence[Command]],
+        parts: Sequence[Run | Result],
+    ) -> None:
+        self.numbered = numbered
+        self._as_logged = as_logged
+        self._parts = parts
+        self.count = sum([len(part.data) for part in parts if type(part) is Run])
+        self.failed = sum([1 for part in parts if type(part) is Result and part.error])
+
+    @property
+    def commands(self) -> list[Command]:
+        """The commands that were applied now; made when asked for."""
+        logged = self._as_logged()
+        runs = [part for part in self._parts if isinstance(part, Run)]
+        return [command for run in runs for command in logged[run.first : run.first + len(run.data)]]
+
+    @property
+    def results(self) -> list[Result]:
+        """Of every command, in order; made when asked for."""
+        results: list[Result] = []
+        for part in self._parts:
+            if isinstance(part, Result):
+                results.append(part)
+                continue
+            slot = part.slot
+            for index, (command, data) in enumerate(zip(part.commands, part.data, strict=True), part.first):
+                results.append(Result(command.client, command.sequence, slot, index, "", data))
+        return results
 
 
 class ReplicatedState:
@@ -66,31 +139,85 @@ class ReplicatedState:
         self.machine = machine
         self.sessions = Sessions()
         self.applied_upto = 0
+        self._decode_typed: Callable[[Raw], TypedValue[Any]] | None = None
+        if ITypedMachine.providedBy(machine):
+            typed: Any = machine
+            self._decode_typed = msgspec.json.Decoder(TypedValue[typed.payload_type]).decode
+            self._apply_typed = typed.apply_all
 
     @property
     def log_time_ms(self) -> int:
         """The highest time stamp of the log so far."""
         return self.sessions.log_time_ms
 
+    def apply_encoded(self, slot: int, encoded: Raw) -> Applied:
+        """Apply the value chosen in ``slot``, the next one.
+
+        Raises:
+            msgspec.DecodeError: the bytes are no value.
+        """
+        if self._decode_typed is not None:
+            try:
+                value = self._decode_typed(encoded)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                # What one payload is wrong with is the business of that command alone.
+                return self.apply(slot, decode_value(encoded))
+            do = partial(self._apply_typed, size_bytes=len(encoded))
+            parts = self._apply(slot, value.time_ms, value.commands, do)
+            return Applied(value.commands, lambda: decode_value(encoded).commands, parts)
+        return self.apply(slot, decode_value(encoded))
+
     def apply(self, slot: int, value: Value) -> Applied:
-        """Apply the value chosen in ``slot``, the next one."""
+        """`apply_encoded` for a value that is decoded already."""
+        parts = self._apply(slot, value.time_ms, value.commands, self._one_by_one)
+        return Applied(value.commands, lambda: value.commands, parts)
+
+    def _one_by_one(self, payloads: Sequence[Raw], context: Context) -> list[Raw]:
+        slot, index, time_ms = context.slot, context.index, context.time_ms
+        apply = self.machine.apply
+        return [
+            apply(payload, Context(slot, place, time_ms)) for place, payload in enumerate(payloads, index)
+        ]
+
+    def _apply(
+        self,
+        slot: int,
+        time_ms: int,
+        commands: Sequence[Any],
+        do: Callable[[Sequence[Any], Context], Sequence[Raw]],
+    ) -> list[Run | Result]:
         assert slot == self.applied_upto + 1, "slots apply in order"
-        sessions, machine = self.sessions, self.machine
-        sessions.advance(value.time_ms)
+        sessions = self.sessions
+        sessions.advance(time_ms)
         time_ms = sessions.log_time_ms
-        machine.advance(Context(slot, -1, time_ms))
-        results: list[Result] = []
-        applied: list[Command] = []
-        admit, remember, apply = sessions.admit, sessions.remember, machine.apply
-        for index, command in enumerate(value.commands):
-            result = admit(command, slot, index)
-            if result is None:
-                data = apply(command.payload, Context(slot, index, time_ms))
-                result = remember(command, slot, index, data)
-                applied.append(command)
-            results.append(result)
+        self.machine.advance(Context(slot, -1, time_ms))
+        parts: list[Run | Result] = []
+        for client, start, end in client_runs(commands):
+            run = commands[start:end]
+            sequences = [command.sequence for command in run]
+            if end - start > 1 and sessions.admit_run(client, run, sequences):
+                data = do([command.payload for command in run], Context(slot, start, time_ms))
+                sessions.remember_run(client, sequences, slot, start, data)
+                parts.append(Run(slot, start, run, data))
+            else:
+                for index, command in enumerate(run, start):
+                    parts.append(self._apply_one(command, Context(slot, index, time_ms), do))
         self.applied_upto = slot
-        return Applied(results, applied)
+        return parts
+
+    def _apply_one(
+        self,
+        command: Any,
+        context: Context,
+        do: Callable[[Sequence[Any], Context], Sequence[Raw]],
+    ) -> Run | Result:
+        slot, index = context.slot, context.index
+        result = self.sessions.admit(command, slot, index)
+        if result is not None:
+            return result
+        data = do((command.payload,), context)
+        self.sessions.remember(command, slot, index, data[0])
+        return Run(slot, index, (command,), data)
 
     # -- snapshots
 

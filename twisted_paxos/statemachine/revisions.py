@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
+from collections.abc import Sequence
 from typing import TypeAlias
 
 from twisted_paxos.statemachine.kvcommands import KeyValue
@@ -43,6 +44,11 @@ class RevisionLog:
         """Add the next revision; ``freed_bytes`` is the running sum up to and with it."""
         self._entries.append(entry)
         self._freed.append(freed_bytes)
+
+    def extend(self, entries: Sequence[KeyValue], freed_bytes: Sequence[int]) -> None:
+        """`append` for revisions of one change each."""
+        self._entries.extend(entries)
+        self._freed.extend(freed_bytes)
 
     def entry(self, revision: int) -> tuple[KeyValue, ...]:
         """The changes of ``revision``, which must be between ``first`` and ``last``."""

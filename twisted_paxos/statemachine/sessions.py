@@ -8,13 +8,14 @@ never created silently: its earlier commands could have been applied already.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
+from itertools import repeat
 
 from msgspec import Raw, Struct
 
 from twisted_paxos.core import limits
-from twisted_paxos.core.messages import Command, Count, Slot, Word
+from twisted_paxos.core.messages import Count, Numbered, Slot, Word
 from twisted_paxos.statemachine.commands import Result
 
 SESSION_IDLE_MS = 3_600_000
@@ -73,12 +74,12 @@ class Sessions:
             self._freeze(client, session)
             del sessions[client]
 
-    def admit(self, command: Command, slot: int, index: int) -> Result | None:
+    def admit(self, command: Numbered, slot: int, index: int) -> Result | None:
         """What becomes of ``command``.
 
         Returns:
             its result, for a repetition, for an error, and for the opening of a session; None
-            when it is to be applied now: `remember` makes its result then.
+            when it is to be applied now: `remember` then takes its result.
         """
         client, sequence = command.client, command.sequence
         session = self._sessions.get(client)
@@ -101,11 +102,48 @@ class Sessions:
             return Result(client, sequence, 0, 0, FULL)
         return None
 
-    def remember(self, command: Command, slot: int, index: int, data: Raw) -> Result:
-        """The result of a command that was admitted and has been applied."""
-        client, sequence = command.client, command.sequence
-        self._sessions[client].results[sequence] = (slot, index, data)
-        return Result(client, sequence, slot, index, "", data)
+    def remember(self, command: Numbered, slot: int, index: int, data: Raw) -> None:
+        """A command that was admitted has been applied, and this is its result."""
+        self._sessions[command.client].results[command.sequence] = (slot, index, data)
+
+    def admit_run(self, client: str, commands: Sequence[Numbered], sequences: Sequence[int]) -> bool:
+        """Whether all of these commands of one client are to be applied now: the usual case, in few steps.
+
+        Args:
+            client: whose they are.
+            commands: in their order.
+            sequences: their numbers.
+
+        Returns:
+            True as if `admit` had been called for each of them and had given None each time; False: call it.
+        """
+        session = self._sessions.get(client)
+        if session is None:
+            return False
+        results = session.results
+        floors = {command.floor for command in commands}
+        floor = max(floors)
+        lowest = min(sequences)
+        repeated = lowest < max(floor, session.floor, 1) or not results.keys().isdisjoint(sequences)
+        if repeated or len(set(sequences)) != len(sequences):
+            return False
+        # What the highest floor forgets may not make room for a command before it.
+        if len(results) + len(sequences) > limits.SESSION_RESULTS_MAX:
+            return False
+        if self._frozen is not None:
+            self._freeze(client, session)
+        session.used_ms = self.log_time_ms
+        self._sessions.move_to_end(client)
+        if floor > session.floor:
+            self._raise_floor(session, floor)
+        return True
+
+    def remember_run(
+        self, client: str, sequences: Sequence[int], slot: int, index: int, data: Sequence[Raw]
+    ) -> None:
+        """The results of commands that `admit_run` admitted, and that were applied from ``index`` on."""
+        places = zip(repeat(slot), range(index, index + len(data)), data)
+        self._sessions[client].results.update(zip(sequences, places, strict=True))
 
     def _open(self, client: str, session: _Session | None, slot: int, index: int) -> Result:
         if session is None:
@@ -121,8 +159,7 @@ class Sessions:
         if floor - session.floor > 2 * len(results):
             session.results = {number: result for number, result in results.items() if number >= floor}
         else:
-            for number in range(session.floor, floor):
-                results.pop(number, None)
+            deque(map(results.pop, range(session.floor, floor), repeat(None)), maxlen=0)
         session.floor = floor
 
     # -- snapshots

@@ -8,6 +8,7 @@ runs the commands on several fresh machines and compares every result and the fi
 * twice in a row;
 * through a snapshot that is restored in the middle;
 * with a snapshot that is begun in the middle and read while later commands apply: it must not show them;
+* for an `ITypedMachine`, several in one slot, one after another and at once;
 * in a child process with another hash seed, which puts sets and their like into another order.
 """
 
@@ -18,16 +19,18 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
+from typing import Any
 
 import msgspec
 from msgspec import Raw, Struct, structs
 
 from twisted_paxos.statemachine.commands import Context
-from twisted_paxos.statemachine.machine import IStateMachine
+from twisted_paxos.statemachine.machine import IStateMachine, ITypedMachine
 
 CHILD_TIMEOUT_S = 600
 
 _SHOWN_CHARS = 200
+_SLOT_COMMANDS = 5
 
 
 class NotDeterministic(AssertionError):
@@ -79,6 +82,7 @@ def check_determinism(
     restored = _run_restored(factory, payloads, step_ms)
     _compare(first, restored, payloads, "a run through a snapshot in the middle")
     _check_frozen(factory, payloads, step_ms)
+    _check_typed(factory, payloads, step_ms)
     if child:
         in_child = _run_child(name, payloads, step_ms)
         _compare(first, in_child, payloads, "a process with another hash seed")
@@ -124,6 +128,30 @@ def _check_frozen(factory: Callable[[], IStateMachine], payloads: Sequence[Raw],
             "a snapshot that was begun before some commands and read after them shows them:"
             " it must be of the moment at which snapshot() was called"
         )
+
+
+def _check_typed(factory: Callable[[], IStateMachine], payloads: Sequence[Raw], step_ms: int) -> None:
+    machines: list[Any] = [factory(), factory()]
+    if not ITypedMachine.providedBy(machines[0]):
+        return
+    decode = msgspec.json.Decoder(machines[0].payload_type).decode
+    results: list[list[bytes]] = [[], []]
+    for start in range(0, len(payloads), _SLOT_COMMANDS):
+        slot = payloads[start : start + _SLOT_COMMANDS]
+        context = Context(start + 1, 0, (start + 1) * step_ms)
+        one_by_one = [(payload, structs.replace(context, index=index)) for index, payload in enumerate(slot)]
+        for machine in machines:
+            machine.advance(structs.replace(context, index=-1))
+        results[0] += [bytes(machines[0].apply(*command)) for command in one_by_one]
+        try:
+            typed = [decode(payload) for payload in slot]
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            results[1] += [bytes(machines[1].apply(*command)) for command in one_by_one]
+        else:
+            size_bytes = sum(map(len, slot))
+            results[1] += [bytes(data) for data in machines[1].apply_all(typed, context, size_bytes)]
+    first, other = (Trace(its, b"".join(m.snapshot())) for its, m in zip(results, machines, strict=True))
+    _compare(first, other, payloads, "a run with several commands at once")
 
 
 def _apply(machine: IStateMachine, payloads: Sequence[Raw], first: int, step_ms: int) -> list[bytes]:

@@ -153,10 +153,10 @@ def retry_gets_new_result() -> Sequence[Patch]:
     """A command that is tried again is told that it was applied now, and nothing of its result."""
 
     def admit(original: Any, self: Sessions, command: Command, slot: int, index: int) -> Any:
-        result, applies = original(self, command, slot, index)
-        if not applies and command.sequence and not result.error:
+        result = original(self, command, slot, index)
+        if result is not None and command.sequence and not result.error:
             result = Result(command.client, command.sequence, slot, index)
-        return result, applies
+        return result
 
     return [wrap(Sessions, "admit", admit)]
 

@@ -15,7 +15,7 @@ from msgspec import Raw
 from twisted_paxos.client import watches as client_watches
 from twisted_paxos.protocols import watchport
 from twisted_paxos.protocols.watchport import WatchPort
-from twisted_paxos.statemachine.commands import Context
+from twisted_paxos.statemachine.commands import Context, Payload, encode_opaque
 from twisted_paxos.statemachine.kv import KeyValueStore
 from twisted_paxos.statemachine.kvlimits import KvLimits
 from twisted_paxos.statemachine.sessions import Sessions
@@ -88,11 +88,11 @@ class SimulatedStore(KeyValueStore):
         self.watches.queue_max_events = sizes.queue_max_events
         self.watches.scan_revisions = sizes.scan_revisions
 
-    def apply(self, payload: Raw, context: Context) -> Raw:
+    def _apply(self, command: Payload, context: Context, size_bytes: int) -> Raw:
         """To whom it belongs."""
-        if decode_write(payload) is not None:
-            return self.registers.apply(payload, context)
-        return super().apply(payload, context)
+        if isinstance(command, str) and decode_write(encode_opaque(command)) is not None:
+            return self.registers.apply(encode_opaque(command), context)
+        return super()._apply(command, context, size_bytes)
 
     def query(self, payload: Raw) -> Raw:
         """A JSON string is a register's key."""

@@ -12,11 +12,12 @@ from typing import Any, Final
 from unittest import mock
 
 from twisted_paxos.core.ballot import NO_BALLOT
-from twisted_paxos.core.messages import Accept, Command, Commit, Envelope, Heartbeat, Sender, SlotEntry
+from twisted_paxos.core.messages import Accept, Commit, Envelope, Heartbeat, Sender, SlotEntry
 from twisted_paxos.core.records import Record, Recovered
 from twisted_paxos.node import PersistentPaxosNode
 from twisted_paxos.snapshots import Policy
 from twisted_paxos.statemachine.machine import IStateMachine
+from twisted_paxos.statemachine.replicated import Applied
 from twisted_paxos.testing.checks import Checks
 from twisted_paxos.testing.cluster import SimulatedCluster, SimulatedNode
 from twisted_paxos.testing.registers import Registers
@@ -178,8 +179,8 @@ class Taps:
             checks.chosen(life.uid, entries)
             apply(entries)
 
-        def applied(slot: int, ballot: Any, commands: Sequence[Command]) -> None:
-            checks.applied(life, slot, commands, node.state)
+        def applied(entry: SlotEntry, done: Applied) -> None:
+            checks.applied(life, entry.slot, done.commands, node.state)
             self._applied(life.uid)
 
         checks.started(life)
