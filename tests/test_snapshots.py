@@ -52,6 +52,7 @@ class _State:
     """Three pieces, each large enough to be written by itself."""
 
     applied_upto = 7
+    size_bytes = 0
 
     def snapshot(self, sets: object) -> Iterator[bytes]:
         """See `ReplicatedState`."""

@@ -314,7 +314,7 @@ class OsDiskTests(DiskContract, SynchronousTestCase):
         """A file for which there is no room is not left behind half."""
         disk = self.formatted()
 
-        def full(fd: int, size_bytes: int) -> None:
+        def full(fd: int, size_bytes: int, filled: bool) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
         self.patch(disk_module, "_reserve", full)

@@ -72,6 +72,12 @@ class ReplicatedState:
         """The highest time stamp of the log so far."""
         return self.sessions.log_time_ms
 
+    @property
+    def size_bytes(self) -> int:
+        """How large the state machine says that it is, as ``size_bytes``; 0 for one that does not say."""
+        size_bytes: int = getattr(self.machine, "size_bytes", 0)
+        return size_bytes
+
     def apply(self, slot: int, value: Value) -> Applied:
         """Apply the value chosen in ``slot``, the next one."""
         assert slot == self.applied_upto + 1, "slots apply in order"
