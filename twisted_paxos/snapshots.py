@@ -54,13 +54,13 @@ TURN_S = 0.002
 HURRY_SHARE = 0.5
 """When so much of what the log may grow by is used, the snapshot makes no pauses."""
 
-GROWTH_SHARE = 0.5
+GROWTH_SHARE = 0.75
 """At most this share of what comes into the log counts as growth of the state, see `_Growth`."""
 
 READER_IDLE_S = 30.0
 """An open snapshot that no peer asked for is closed after this long."""
 
-PACE_FIRST_SHARE = 1 / 8
+PACE_FIRST_SHARE = 1 / 2
 """Of what the log may grow by while a snapshot is written, so much may come at once."""
 
 RETRY_FIRST_S = 0.2
