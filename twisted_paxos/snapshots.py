@@ -45,8 +45,8 @@ GROUP_BYTES = 1 << 18
     storage-piece = 1*( length piece )     ; length: 4 bytes, big-endian
 """
 
-LARGE_GROUP_BYTES = 14 << 16
-"""The same while the log grows fast: fewer syncs, and still below the limit of one piece of storage."""
+LARGE_GROUP_BYTES = 7 << 16
+"""The same while the log grows fast: fewer syncs, each still one step of storage."""
 
 TURN_S = 0.002
 """Pieces of the state are made for so long in one turn of the reactor, while the log grows fast."""
