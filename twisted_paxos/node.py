@@ -449,6 +449,7 @@ class PersistentPaxosNode(Service):
         now_s = self._reactor.seconds()
         self.replica.disk_waiting_since_s = self.performer.waiting_since_s
         self.replica.disk_full = self.performer.full
+        self.replica.voted, self.replica.voted_upto = self.performer.voted, self.performer.voted_upto
         self.performer.perform(self._decide(self.replica.tick, now_s))
         if self._stopping:
             return

@@ -87,11 +87,11 @@ class AcceptTests(SynchronousTestCase):
     """Phase 2b."""
 
     def test_rule1AcceptedLeavesAfterItsSync(self) -> None:
-        """Rule 1: promise and value are saved, in this order, before Accepted goes to all learners."""
+        """Rule 1: promise and value are saved, in this order, before Accepted goes to the leader."""
         effects = Acceptor(Log()).on_accept(A, accept("1.A", 1, 7))
         self.assertEqual(
             lines(effects),
-            ["save promise 1.A", "save accepted 1=1.A:v7", "then to everyone: Accepted 1.A 1"],
+            ["save promise 1.A", "save accepted 1=1.A:v7", "then to A: Accepted 1.A 1"],
         )
 
     def test_rule4LowerBallotGetsNack(self) -> None:
@@ -105,7 +105,7 @@ class AcceptTests(SynchronousTestCase):
         acceptor = Acceptor(Log())
         for slot in (3, 1, 2):
             self.assertIn(
-                f"then to everyone: Accepted 1.A {slot}", lines(acceptor.on_accept(A, accept("1.A", slot, 1)))
+                f"then to A: Accepted 1.A {slot}", lines(acceptor.on_accept(A, accept("1.A", slot, 1)))
             )
 
     def test_rule4OutsideTheWindowIsDropped(self) -> None:
@@ -126,7 +126,7 @@ class AcceptTests(SynchronousTestCase):
         acceptor = Acceptor(Log())
         acceptor.on_accept(A, accept("1.A", 1, 7))
         again = acceptor.on_accept(A, accept("1.A", 1, 7))
-        self.assertEqual(lines(again), ["then to everyone: Accepted 1.A 1"])
+        self.assertEqual(lines(again), ["then to A: Accepted 1.A 1"])
 
     def test_higherBallotReplacesTheValue(self) -> None:
         """A later ballot's value takes the place of an earlier one's."""
@@ -135,14 +135,14 @@ class AcceptTests(SynchronousTestCase):
         effects = acceptor.on_accept(B, accept("2.B", 1, 8))
         self.assertEqual(
             lines(effects),
-            ["save promise 2.B", "save accepted 1=2.B:v8", "then to everyone: Accepted 2.B 1"],
+            ["save promise 2.B", "save accepted 1=2.B:v8", "then to B: Accepted 2.B 1"],
         )
 
     def test_chosenSlotStaysAsItIs(self) -> None:
         """For a slot that is known as chosen only the answer is repeated: the leader may lack it."""
         acceptor = Acceptor(Log(chosen_upto=5), ballot("1.A"))
         effects = acceptor.on_accept(A, accept("1.A", 5, 7))
-        self.assertEqual(lines(effects), ["then to everyone: Accepted 1.A 5"])
+        self.assertEqual(lines(effects), ["then to A: Accepted 1.A 5"])
 
     def test_rule4TwoValuesAtOneBallotStopTheNode(self) -> None:
         """Rule 4: one ballot proposes one value per slot; anything else is a fault of the program."""

@@ -14,8 +14,17 @@ from twisted_paxos.core.ballot import NO_BALLOT
 from twisted_paxos.core.effects import Effects
 from twisted_paxos.core.learner import Learner
 from twisted_paxos.core.log import Log
-from twisted_paxos.core.messages import Accepted, Chosen, Command, Nack, Promise, SlotEntry, decode_value
-from twisted_paxos.core.proposer import COMMAND_OVERHEAD_BYTES, LogClock, Phase, Proposer
+from twisted_paxos.core.messages import (
+    Accept,
+    Accepted,
+    Chosen,
+    Command,
+    Nack,
+    Promise,
+    SlotEntry,
+    decode_value,
+)
+from twisted_paxos.core.proposer import COMMAND_OVERHEAD_BYTES, TELL_S, LogClock, Phase, Proposer
 from twisted_paxos.core.quorum import Membership
 
 A, B, C = sender("A"), sender("B"), sender("C")
@@ -45,7 +54,7 @@ class ProposerCase(SynchronousTestCase):
 
     def own_vote(self, effects: Effects) -> Effects:
         """A's own acceptor takes what is proposed."""
-        for accept in (send.message for send in effects.sends):
+        for accept in (send.message for send in effects.sends if isinstance(send.message, Accept)):
             self.log.put(accept.slot, accept.ballot, accept.value, saved=True)
         return effects
 
@@ -342,6 +351,57 @@ class Phase2Tests(ProposerCase):
         """A read must wait for what was recovered, though it is not chosen yet."""
         self.lead(entry(2, "0.B", 2))
         self.assertEqual(self.proposer.highest_proposed, 2)
+
+
+class TellingTests(ProposerCase):
+    """Rule 6: followers hear what is chosen from the leader."""
+
+    def test_nextAcceptTells(self) -> None:
+        """What is chosen travels with the next Accept; nothing else is sent for it."""
+        self.lead()
+        self.propose(1)
+        self.assertEqual(self.choose(1), [])
+        self.proposer.enqueue([command(2)])
+        (send,) = self.own_vote(self.proposer.advance(0.0)).sends
+        self.assertEqual((send.message.slot, send.message.chosen_upto), (2, 1))
+        self.assertEqual(lines(self.proposer.tick(TELL_S)), [])
+
+    def test_withoutAnAcceptItIsToldSoon(self) -> None:
+        """With nothing to propose a Commit leaves, once."""
+        self.lead()
+        self.propose(1)
+        self.choose(1)
+        self.assertEqual(self.proposer.deadline_s, TELL_S)
+        self.assertEqual(lines(self.proposer.tick(TELL_S / 2)), [])
+        self.assertEqual(lines(self.proposer.tick(TELL_S)), ["to others: Commit 1.A upto 1"])
+        self.assertEqual(self.proposer.deadline_s, None)
+        self.assertEqual(lines(self.proposer.tick(1.0)), [])
+
+    def test_whoForwardedItIsToldAtOnce(self) -> None:
+        """When another node's client waits, the Commit does not; the next command has no haste again."""
+        self.lead()
+        self.proposer.enqueue([command(1)], forwarded=True)
+        self.own_vote(self.proposer.advance(0.0))
+        self.assertEqual(self.choose(1), ["to others: Commit 1.A upto 1"])
+        self.propose(2)
+        self.assertEqual(self.choose(2), [])
+
+    def test_readElsewhereIsToldAtOnce(self) -> None:
+        """A node that waits for a slot hears of it when it is chosen, or at once if it is already."""
+        self.lead()
+        self.propose(1)
+        self.assertEqual(lines(self.proposer.awaited(1, 0.0)), [])
+        self.assertEqual(self.choose(1), ["to others: Commit 1.A upto 1"])
+        self.assertEqual(lines(self.proposer.awaited(1, 0.0)), [])
+
+    def test_whoGaveWayTellsNothing(self) -> None:
+        """Rule 4: no Commit leaves after a higher ballot was seen."""
+        self.lead()
+        self.propose(1)
+        self.choose(1)
+        self.proposer.give_way()
+        self.assertEqual(lines(self.proposer.tick(1.0)), [])
+        self.assertEqual(lines(self.proposer.awaited(1, 1.0)), [])
 
 
 class LogClockTests(SynchronousTestCase):

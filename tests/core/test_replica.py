@@ -18,6 +18,7 @@ from twisted_paxos.core.messages import (
     Admit,
     Chosen,
     Command,
+    Commit,
     Forward,
     Heartbeat,
     HeartbeatReply,
@@ -100,6 +101,10 @@ class GivingWayTests(ReplicaCase):
         """Rule 4: somebody accepted a higher ballot, whoever proposed it."""
         self.assert_gives_way_to(Accepted(self.higher(self.third), (1,)))
 
+    def test_rule4Commit(self) -> None:
+        """Rule 4: another leader says what is chosen under a higher ballot."""
+        self.assert_gives_way_to(Commit(self.higher(self.follower), 0))
+
     def test_rule4CatchUp(self) -> None:
         """Rule 4: a chosen slot of a higher ballot."""
         entry = SlotEntry(1, self.higher(self.third), value(1))
@@ -119,10 +124,35 @@ class GivingWayTests(ReplicaCase):
             Prepare(old, 1),
             Accept(old, 1, value(1), 0),
             Accepted(old, (1,)),
+            Commit(old, 1),
             Promise(old, 1, 0, 1, 0),
         ):
             self.give(self.follower, self.leader, message)
         self.assertTrue(self.replica(self.leader).proposer.leading)
+
+
+class CommitTests(ReplicaCase):
+    """Rule 6, by the message that says nothing else."""
+
+    def test_rule6CommitOfTheLeaderChooses(self) -> None:
+        """Rule 6: a follower that accepted at the leader's ballot learns; from another node it is nothing."""
+        own = self.replica(self.leader).proposer.ballot
+        follower = self.replica(self.follower)
+        slot = follower.log.chosen_upto + 1
+        self.give(self.leader, self.follower, Accept(own, slot, value(1), slot - 1))
+        self.assertFalse(self.give(self.third, self.follower, Commit(own, slot)))
+        effects = self.give(self.leader, self.follower, Commit(own, slot))
+        self.assertEqual([entry.slot for entry in effects.chosen], [slot])
+
+    def test_heartbeatsTellHowFarANodeVoted(self) -> None:
+        """Who hears no Accepted knows by heartbeats what a node's storage must hold for ever."""
+        leader, third = self.replica(self.leader), self.replica(self.third)
+        status = Status(voter=True, voted=ProposalID(7, self.leader), voted_upto=9)
+        self.give(self.follower, self.third, Heartbeat(1, status))
+        reported = third.formation._reported[self.replica(self.follower).me.incarnation]
+        self.assertEqual((reported.promised, reported.upto), (ProposalID(7, self.leader), 9))
+        leader.voted, leader.voted_upto = ProposalID(7, self.leader), 8
+        self.assertEqual(leader.status(0.0).voted_upto, 8)
 
 
 class StrangersTests(ReplicaCase):

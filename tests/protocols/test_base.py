@@ -183,12 +183,22 @@ class Host:
         protocol = kind(role, self.receiver, self.performer.perform, self.reactor, self.messenger.attach)
         self.reactor.listenUDP(port, protocol)
 
+    def listen_both(self, proposer: Proposer, learner: Learner, port: int) -> None:
+        """A proposer, and the learner that the votes for it go to."""
+        perform = self.performer.perform
+        roles = (
+            ProposerProtocol(proposer, self.receiver, perform, self.reactor),
+            LearnerProtocol(learner, self.receiver, perform, self.reactor),
+        )
+        protocol = NodeProtocol(roles, self.receiver, self.messenger.heard, self.messenger.attach)
+        self.reactor.listenUDP(port, protocol)
+
 
 class AloneTests(SynchronousTestCase):
     """The role protocols, each alone on a port of its own host."""
 
     def test_proposerThreeAcceptorsAndALearnerAgree(self) -> None:
-        """A ProposerProtocol and three AcceptorProtocols agree on a value; a LearnerProtocol learns it."""
+        """A ProposerProtocol and three AcceptorProtocols agree on a value; two LearnerProtocols learn it."""
         clock = SimulatedClock()
         network = SimulatedNetwork(clock, Random(3))
         network.faults(loss=0.1)
@@ -202,8 +212,9 @@ class AloneTests(SynchronousTestCase):
         host.listen(LearnerProtocol, Learner(learner_log, membership, steady), 5000)
         proposing = Host(network, "P", hosts, [])
         log = Log()
-        proposer = Proposer("P", log, membership, Learner(log, membership, steady), steady)
-        proposing.listen(ProposerProtocol, proposer, 5000)
+        counting = Learner(log, membership, steady)
+        proposer = Proposer("P", log, membership, counting, steady)
+        proposing.listen_both(proposer, counting, 5000)
 
         def step() -> None:
             effects = proposer.tick(clock.now_s)
@@ -221,10 +232,12 @@ class AloneTests(SynchronousTestCase):
         proposal = proposer.advance(clock.now_s)
         accept = proposal.sends[0].message
         assert isinstance(accept, Accept)
-        learner_log.put(1, accept.ballot, accept.value, saved=False)
+        for its in (log, learner_log):
+            its.put(1, accept.ballot, accept.value, saved=False)
         proposing.performer.perform(proposal)
         for _ in range(50):
             clock.advance(0.05)
             step()
+            proposing.performer.perform(proposer.advance(clock.now_s))
         self.assertEqual([one.slot for one in chosen], [1])
         self.assertEqual(decode_value(chosen[0].value).commands, (command(7),))

@@ -20,6 +20,7 @@ from twisted_paxos.core.messages import (
     Admit,
     AskDescent,
     Chosen,
+    Commit,
     Confirm,
     Confirmed,
     Descent,
@@ -49,7 +50,16 @@ CLUSTER = "c0ffee"
 KEY = b"sixteen bytes or more"
 ME = sender("A")
 STATUS = Status(
-    ballot("3.A"), True, ballot("3.A"), True, ballot("3.A"), voter=True, chosen_upto=9, client="h:1"
+    ballot("3.A"),
+    True,
+    ballot("3.A"),
+    True,
+    ballot("3.A"),
+    voter=True,
+    chosen_upto=9,
+    client="h:1",
+    voted=ballot("3.A"),
+    voted_upto=9,
 )
 
 SAMPLES: list[Message] = [
@@ -57,6 +67,7 @@ SAMPLES: list[Message] = [
     Promise(ballot("3.A"), 2, 0, 1, 4, (entry(5, "2.B", 5), entry(7, "1.C"))),
     Accept(ballot("3.A"), 5, value(1, 2), 4),
     Accepted(ballot("3.A"), (5, 7)),
+    Commit(ballot("3.A"), 7),
     Nack(ballot("3.A"), ballot("4.B")),
     Heartbeat(12, STATUS),
     HeartbeatReply(12, Status()),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from twisted_paxos.core import limits
 from twisted_paxos.core.ballot import NO_BALLOT, ProposalID
-from twisted_paxos.core.effects import EVERYONE, Effects, Send
+from twisted_paxos.core.effects import Effects, Send
 from twisted_paxos.core.log import Log
 from twisted_paxos.core.messages import Accept, Accepted, Message, Nack, Prepare, Promise, Sender, SlotEntry
 from twisted_paxos.core.records import SaveAccepted, SavePromise
@@ -76,7 +76,7 @@ class Acceptor:
                 effects.records.append(SaveAccepted(slot, ballot, message.value))
             else:
                 assert known.value == message.value, f"two values at {ballot} in slot {slot}"
-        effects.replies.append(Send(EVERYONE, Accepted(ballot, (slot,))))
+        effects.replies.append(Send((ballot.uid,), Accepted(ballot, (slot,))))
         return effects
 
     def _in_window(self, message: Accept) -> bool:

@@ -16,7 +16,7 @@ from twisted_paxos.core import limits
 from twisted_paxos.core.ballot import ProposalID
 from twisted_paxos.core.effects import Effects, ReadChosen, Send
 from twisted_paxos.core.log import Log
-from twisted_paxos.core.messages import Accepted, Chosen, Fetch, Message, Sender, SlotEntry
+from twisted_paxos.core.messages import Accepted, Chosen, Commit, Fetch, Message, Sender, SlotEntry
 from twisted_paxos.core.quorum import Membership
 from twisted_paxos.core.records import SaveChosen
 from twisted_paxos.core.timing import RetryTimer
@@ -38,7 +38,7 @@ class Learner:
         fetches: how many times it asked for chosen slots.
     """
 
-    takes = (Accepted, Fetch, Chosen)
+    takes = (Accepted, Commit, Fetch, Chosen)
 
     def __init__(self, log: Log, membership: Membership, random: Callable[[], float]) -> None:
         self.log = log
@@ -57,9 +57,11 @@ class Learner:
     # -- votes
 
     def receive(self, sender: Sender, message: Message, now_s: float) -> Effects:
-        """Count an Accepted, answer a Fetch, or take what was fetched."""
+        """Count an Accepted, take a leader's word, answer a Fetch, or take what was fetched."""
         if isinstance(message, Accepted):
             return self.on_accepted(sender, message, now_s)
+        if isinstance(message, Commit):
+            return self.on_chosen_upto(sender.uid, message.chosen_upto, message.ballot, now_s)
         if isinstance(message, Fetch):
             return self.on_fetch(sender, message)
         assert isinstance(message, Chosen)

@@ -161,10 +161,21 @@ class Accept(Struct, frozen=True, tag="accept"):
 
 
 class Accepted(Struct, frozen=True, tag="accepted"):
-    """Phase 2b: the sender has durably accepted exactly these slots at exactly this ballot."""
+    """Phase 2b, to the leader: the sender has durably accepted exactly these slots at exactly this ballot."""
 
     ballot: ProposalID
     slots: tuple[Slot, ...]
+
+
+class Commit(Struct, frozen=True, tag="commit"):
+    """The leader of ``ballot`` knows every slot up to ``chosen_upto`` as chosen, at ballots <= this one.
+
+    An `Accept` and a `Heartbeat` say the same; this one leaves when somebody waits for it, or none
+    of those comes soon.
+    """
+
+    ballot: ProposalID
+    chosen_upto: Count
 
 
 class Nack(Struct, frozen=True, tag="nack"):
@@ -188,6 +199,8 @@ class Status(Struct, frozen=True):
             only slots chosen at ballots <= ``ballot``.
         log_start: the lowest slot that it can still hand out.
         client: where its clients connect, for status tables; may be empty.
+        voted, voted_upto: the highest ballot and slot of the Accepteds that this start has sent: its
+            storage must have them for ever.
     """
 
     ballot: ProposalID = NO_BALLOT
@@ -199,6 +212,8 @@ class Status(Struct, frozen=True):
     chosen_upto: Count = 0
     log_start: Slot = 1
     client: str = ""
+    voted: ProposalID = NO_BALLOT
+    voted_upto: Count = 0
 
 
 class Heartbeat(Struct, frozen=True, tag="heartbeat"):
@@ -393,6 +408,7 @@ Message: TypeAlias = (
     | Promise
     | Accept
     | Accepted
+    | Commit
     | Nack
     | Heartbeat
     | HeartbeatReply

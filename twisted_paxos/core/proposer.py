@@ -24,13 +24,14 @@ from msgspec import Raw
 
 from twisted_paxos.core import limits
 from twisted_paxos.core.ballot import NO_BALLOT, ProposalID
-from twisted_paxos.core.effects import EVERYONE, Effects, Send
+from twisted_paxos.core.effects import EVERYONE, OTHERS, Effects, Send
 from twisted_paxos.core.histogram import Histogram
 from twisted_paxos.core.learner import Learner
 from twisted_paxos.core.log import Log
 from twisted_paxos.core.messages import (
     Accept,
     Command,
+    Commit,
     Entry,
     Message,
     Nack,
@@ -45,6 +46,9 @@ from twisted_paxos.core.messages import (
 from twisted_paxos.core.quorum import Membership
 from twisted_paxos.core.records import SavePromise
 from twisted_paxos.core.timing import RetryTimer, is_large
+
+TELL_S = 0.002
+"""What is chosen is told with the next Accept; when none leaves for this long, by itself."""
 
 COMMAND_OVERHEAD_BYTES = 48
 """Roughly what a command takes beyond its payload, for the sizes of batches and queues."""
@@ -170,6 +174,10 @@ class Proposer:
         self._queue: deque[Command] = deque()
         self._queue_bytes = 0
         self._taken: set[tuple[str, int]] = set()
+        self._forwarded = False
+        self._awaited_upto = 0
+        self._told_upto = 0
+        self._tell_at_s: float | None = None
 
     @property
     def leading(self) -> bool:
@@ -208,6 +216,8 @@ class Proposer:
         self._queue.clear()
         self._queue_bytes = 0
         self._taken.clear()
+        self._forwarded = False
+        self._tell_at_s = None
 
     def on_nack(self, message: Nack) -> Effects:
         """An acceptor promised a higher ballot: this one is over, also when an earlier one was meant."""
@@ -258,6 +268,8 @@ class Proposer:
         self._sets = self.membership.sets
         self.phase = Phase.LEADING
         self._promises, self._parts = {}, {}
+        # The heartbeat that says who leads tells this much.
+        self._told_upto = self._awaited_upto = self.log.chosen_upto
 
     def _recover(self, base: int, now_s: float) -> None:
         """Choose what to propose again: above base, per slot, the value of the highest ballot."""
@@ -306,7 +318,30 @@ class Proposer:
                 self._next_slot += 1
             else:
                 break
+        if self._told_upto < self.log.chosen_upto:
+            effects.add(self._tell(now_s))
         return effects
+
+    def awaited(self, slot: int, now_s: float) -> Effects:
+        """Another node waits for ``slot`` to be chosen and told."""
+        self._awaited_upto = max(self._awaited_upto, slot)
+        return self._tell(now_s)
+
+    def _tell(self, now_s: float) -> Effects:
+        """Tell the others what is chosen: now if one of them waits for it, else when no Accept does it."""
+        upto, told_upto = self.log.chosen_upto, self._told_upto
+        if told_upto >= upto or self.phase is not Phase.LEADING:
+            return Effects()
+        if self._awaited_upto <= told_upto and (self._tell_at_s is None or now_s < self._tell_at_s):
+            if self._tell_at_s is None:
+                self._tell_at_s = now_s + TELL_S
+            return Effects()
+        self._told(upto)
+        return Effects(sends=[Send(OTHERS, Commit(self.ballot, upto))])
+
+    def _told(self, upto: int) -> None:
+        self._told_upto = upto
+        self._tell_at_s = None
 
     def _next_value(self, now_s: float) -> Raw | None:
         if self._changes:
@@ -332,6 +367,10 @@ class Proposer:
     def _propose(self, slot: int, value: Raw, now_s: float) -> Send:
         assert slot not in self._in_flight, "one value per slot and ballot"
         self._in_flight[slot] = Proposal(value, now_s, now_s + self._timer.wait_s(1, len(value)))
+        self._told(self.log.chosen_upto)
+        if self._forwarded:
+            self._awaited_upto = slot
+            self._forwarded = bool(self._queue)
         return Send(EVERYONE, Accept(self.ballot, slot, value, self.log.chosen_upto))
 
     def _next_batch(self) -> list[Command]:
@@ -349,8 +388,12 @@ class Proposer:
         self._queue_bytes -= size
         return batch
 
-    def enqueue(self, commands: Sequence[Command]) -> bool:
-        """Take commands to propose, unless already taken; all of them, or none when full."""
+    def enqueue(self, commands: Sequence[Command], forwarded: bool = False) -> bool:
+        """Take commands to propose, unless already taken; all of them, or none when full.
+
+        Args:
+            forwarded: another node waits for them to be chosen.
+        """
         if self.phase is not Phase.LEADING:
             return False
         taken = self._taken
@@ -363,6 +406,7 @@ class Proposer:
         taken.update((c.client, c.sequence) for c in new)
         self._queue.extend(new)
         self._queue_bytes += size
+        self._forwarded = self._forwarded or forwarded
         return True
 
     def change(self, replace: Replace) -> None:
@@ -404,9 +448,11 @@ class Proposer:
         """When `tick` wants to be called."""
         if self.phase is Phase.PREPARING and self._base is None:
             return self._prepare_at_s
-        if self._in_flight:
-            return min(proposal.retry_at_s for proposal in self._in_flight.values())
-        return None
+        deadline_s = self._tell_at_s
+        for proposal in self._in_flight.values():
+            if deadline_s is None or proposal.retry_at_s < deadline_s:
+                deadline_s = proposal.retry_at_s
+        return deadline_s
 
     def tick(self, now_s: float) -> Effects:
         """Send again what was not answered, to those that did not answer."""
@@ -419,6 +465,7 @@ class Proposer:
             effects.replies.append(Send(silent, self._prepare()))
         if self.phase is Phase.LEADING:
             self.clock.read_ms(now_s)
+            effects.add(self._tell(now_s))
         for slot, proposal in self._in_flight.items():
             if now_s >= proposal.retry_at_s:
                 proposal.tries += 1

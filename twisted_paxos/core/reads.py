@@ -173,6 +173,9 @@ class Reads:
         if not membership.is_phase_1_quorum(self._confirmed, self._proposer.log.chosen_upto):
             return effects
         effects.sends += [Send((r.uid,), ReadAt(r.read_id, r.slot, r.start)) for r in self._confirming]
+        elsewhere = [r.slot for r in self._confirming if r.uid != self._uid]
+        if elsewhere:
+            effects.add(self._proposer.awaited(max(elsewhere), now_s))
         self._confirming = []
         self._repeat_at_s = None
         if self._waiting:

@@ -25,6 +25,7 @@ from twisted_paxos.core.messages import (
     Admit,
     Chosen,
     Command,
+    Commit,
     Fetch,
     Forward,
     ForwardReply,
@@ -95,6 +96,7 @@ class Replica:
         disk_waiting_since_s: since when the oldest unfinished write waits; None when there is
             none. Set by whoever performs the effects.
         disk_full: there is no room to write. Set likewise.
+        voted, voted_upto: the highest ballot and slot of the Accepteds that left. Set likewise.
         take_overs: how many times it started phase 1.
     """
 
@@ -121,6 +123,7 @@ class Replica:
         self.reads = Reads(settings.uid, self.acceptor, self.proposer, random, self.me.boot_id)
         self.disk_waiting_since_s: float | None = None
         self.disk_full = False
+        self.voted, self.voted_upto = NO_BALLOT, 0
         self.take_overs = 0
         self._took_over_s = now_s
         self._told_works = False
@@ -129,6 +132,7 @@ class Replica:
             Prepare: self._on_prepare,
             Accept: self._on_accept,
             Accepted: self._on_accepted,
+            Commit: self._on_commit,
             Promise: self._on_promise,
             Nack: self._on_nack,
             Heartbeat: self._on_heartbeat,
@@ -199,6 +203,8 @@ class Replica:
             chosen_upto=self.log.chosen_upto,
             log_start=self.log.log_start,
             client=self.settings.client,
+            voted=self.voted,
+            voted_upto=self.voted_upto,
         )
 
     # -- messages
@@ -259,6 +265,12 @@ class Replica:
             effects.add(self.proposer.advance(now_s))
         return effects
 
+    def _on_commit(self, sender: Sender, message: Commit, now_s: float) -> Effects:
+        if not self.membership.is_member(sender) or message.ballot.uid != sender.uid:
+            return Effects()
+        self._give_way_to(message.ballot)
+        return self._learned(self.learner.receive(sender, message, now_s), now_s)
+
     def _on_promise(self, sender: Sender, message: Promise, now_s: float) -> Effects:
         self.formation.reported(sender, message.ballot)
         led = self.proposer.leading
@@ -302,6 +314,8 @@ class Replica:
         if status.leading and voter:
             self._give_way_to(status.ballot)
         self.election.heard(sender.uid, status, voter, answers_round, now_s)
+        if voter and status.voted_upto:
+            self.formation.reported(sender, status.voted, status.voted_upto)
         leads = status.ballot if status.leading and voter else None
         if not self.membership.formed:
             return Effects()
@@ -314,7 +328,7 @@ class Replica:
 
     def _on_forward(self, sender: Sender, message: Forward, now_s: float) -> Effects:
         fits = all(len(command.payload) <= limits.PAYLOAD_MAX_BYTES for command in message.commands)
-        taken = fits and self.proposer.enqueue(message.commands)
+        taken = fits and self.proposer.enqueue(message.commands, forwarded=True)
         return Effects(sends=[Send((sender.uid,), ForwardReply(message.forward_id, taken))])
 
     def _on_forward_reply(self, sender: Sender, message: ForwardReply, now_s: float) -> Effects:

@@ -17,9 +17,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from twisted_paxos.core import limits
+from twisted_paxos.core.ballot import NO_BALLOT
 from twisted_paxos.core.effects import EVERYONE, OTHERS, Effects, Readable, ReadChosen, Send, merge_accepted
 from twisted_paxos.core.histogram import Histogram
-from twisted_paxos.core.messages import Chosen, SlotEntry
+from twisted_paxos.core.messages import Accepted, Chosen, SlotEntry
 from twisted_paxos.core.records import Record, SaveAccepted, SaveChosen
 from twisted_paxos.errors import StorageFull, StorageUnreadable
 from twisted_paxos.interfaces import IAcceptorStorage, IMessenger
@@ -64,6 +65,7 @@ class EffectPerformer:
         stored_upto: every slot up to here is chosen, and storage has its chosen value. Only this
             much may be read from storage or noted there: above it an older value may still stand.
         full: the storage has no room at present.
+        voted, voted_upto: the highest ballot and slot of the Accepteds that left.
         syncs: how long writes took, from being given to storage to being durable, in seconds.
     """
 
@@ -85,6 +87,7 @@ class EffectPerformer:
         self.waiting_since_s: float | None = None
         self.stored_upto = stored_upto
         self.full = False
+        self.voted, self.voted_upto = NO_BALLOT, 0
         self.syncs = Histogram()
         self._chosen_upto = stored_upto
         self._covered_upto = stored_upto
@@ -269,6 +272,9 @@ class EffectPerformer:
     # -- send
 
     def _send(self, send: Send) -> None:
+        if type(send.message) is Accepted:
+            self.voted = max(self.voted, send.message.ballot)
+            self.voted_upto = max(self.voted_upto, *send.message.slots)
         if send.to == EVERYONE:
             self._messenger.send(OTHERS, send.message)
             self._to_self.append(send.message)

@@ -28,13 +28,14 @@ from twisted_paxos.core.effects import EVERYONE, OTHERS, Effects, Send
 from twisted_paxos.core.messages import (
     Accepted,
     Chosen,
+    Commit,
     Nack,
     Promise,
     Sender,
     SlotEntry,
 )
 from twisted_paxos.errors import ConfigError
-from twisted_paxos.testing.explore_node import Claim, Envelope, Node, is_dead, show
+from twisted_paxos.testing.explore_node import Envelope, Node, is_dead, show
 
 STATES_MAX: Final = 400_000
 """Where the search ends, unless told otherwise."""
@@ -52,8 +53,6 @@ class Bounds(NamedTuple):
         ballots: how many take-overs there are, all together, each with its own ballot.
         crashes: how often nodes crash, all together.
         states: the search ends, incomplete, after so many.
-        learners: every node counts votes; else only the leader that they are for does, and the others
-            learn from it. What the votes in the network choose is checked in any case.
     """
 
     acceptors: int = 3
@@ -62,7 +61,6 @@ class Bounds(NamedTuple):
     ballots: int = 3
     crashes: int = 0
     states: int = STATES_MAX
-    learners: bool = False
 
 
 class Explored(NamedTuple):
@@ -264,8 +262,8 @@ class Explorer:
             chosen = Chosen(0, tuple(entries), node.log.chosen_upto, 1)
             sent |= self._send(node, Send(OTHERS, chosen))
         if node.proposer.leading and node.log.chosen_upto:
-            claim = Claim(node.proposer.ballot, node.log.chosen_upto)
-            sent |= self._send(node, Send(OTHERS, claim))
+            commit = Commit(node.proposer.ballot, node.log.chosen_upto)
+            sent |= self._send(node, Send(OTHERS, commit))
         return self._number(node), sent
 
     def _send(self, node: Node, send: Send) -> int:
@@ -275,7 +273,8 @@ class Explorer:
         if isinstance(message, Nack):
             return 0  # It only ends a leadership, and a message may always be lost.
         to = ("",) if send.to in (EVERYONE, OTHERS) else [uid for uid in send.to if uid != node.uid]
-        if isinstance(message, Accepted) and not self.bounds.learners:
+        if isinstance(message, Accepted):
+            # The leader's own as well: what the votes in the network choose is checked.
             to = [message.ballot.uid]
         bits = 0
         for uid in to:
@@ -356,7 +355,6 @@ def explore(bounds: Bounds | None = None) -> Explored:
 @click.option("--ballots", type=click.IntRange(1, 6), default=3, show_default=True, help="Take-overs.")
 @click.option("--crashes", type=click.IntRange(0, 3), default=0, show_default=True, help="Of all nodes.")
 @click.option("--states", type=click.IntRange(1), default=STATES_MAX, show_default=True, help="At most.")
-@click.option("--learners", is_flag=True, help="Every node counts votes, not only the leader.")
 @click.option("--mutant", default="", help="Plant a bug; see twisted_paxos.testing.mutants.")
 def main(
     acceptors: int,
@@ -365,14 +363,13 @@ def main(
     ballots: int,
     crashes: int,
     states: int,
-    learners: bool,
     mutant: str,
 ) -> None:
     """The command line."""
     from twisted_paxos.testing.mutants import planted
 
     console = Console()
-    bounds = Bounds(acceptors, min(proposers, acceptors), slots, ballots, crashes, states, learners)
+    bounds = Bounds(acceptors, min(proposers, acceptors), slots, ballots, crashes, states)
     try:
         with planted(mutant):
             found = explore(bounds)

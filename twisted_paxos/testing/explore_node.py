@@ -15,6 +15,7 @@ from twisted_paxos.core.messages import (
     Accept,
     Accepted,
     Command,
+    Commit,
     Entry,
     Nack,
     Prepare,
@@ -30,13 +31,6 @@ from twisted_paxos.statemachine.commands import encode_opaque
 
 NOW_S: Final = 0.0
 """Time stands still: nothing that is explored depends on it."""
-
-
-class Claim(NamedTuple):
-    """A leader's word, as in its heartbeats: slots up to here are chosen at ballots <= its own."""
-
-    ballot: ProposalID
-    chosen_upto: int
 
 
 class Envelope(NamedTuple):
@@ -183,7 +177,7 @@ class Node:
             effects = self.proposer.on_promise(sender, message, NOW_S)
         elif isinstance(message, Nack):
             effects = self.proposer.on_nack(message)
-        elif isinstance(message, Claim):
+        elif isinstance(message, Commit):
             self._give_way(sender, message.ballot)
             effects = self._claimed(sender, message.chosen_upto, message.ballot)
         else:
@@ -269,8 +263,8 @@ def show(envelope: Envelope) -> str:
         what = f"Prepare {message.ballot}"
     elif isinstance(message, Nack):
         what = f"Nack {message.ballot} promised {message.promised}"
-    elif isinstance(message, Claim):
-        what = f"claim of {message.ballot}: chosen {message.chosen_upto}"
+    elif isinstance(message, Commit):
+        what = f"Commit {message.ballot} chosen {message.chosen_upto}"
     else:
         entries = [f"{e.slot}@{e.ballot} {bytes(e.value).decode()}" for e in message.entries]
         what = f"Chosen {entries}"

@@ -12,7 +12,7 @@ from typing import Any, Final
 from unittest import mock
 
 from twisted_paxos.core.ballot import NO_BALLOT
-from twisted_paxos.core.messages import Accept, Accepted, Command, Envelope, Heartbeat, Sender, SlotEntry
+from twisted_paxos.core.messages import Accept, Command, Commit, Envelope, Heartbeat, Sender, SlotEntry
 from twisted_paxos.core.records import Record, Recovered
 from twisted_paxos.node import PersistentPaxosNode
 from twisted_paxos.snapshots import Policy
@@ -24,7 +24,7 @@ from twisted_paxos.testing.rulechecks import TAKEN
 from twisted_paxos.testing.witness import tells_of
 from twisted_paxos.wire.peer import PeerCodec
 
-SENT_TO_ALL: Final = (Accept, Accepted, Heartbeat)
+SENT_TO_ALL: Final = (Accept, Commit, Heartbeat)
 """Messages that go to every node at once; nothing in them can be changed."""
 
 DECODED_MAX: Final = 64

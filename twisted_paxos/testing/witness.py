@@ -18,6 +18,7 @@ from twisted_paxos.core.messages import (
     Accept,
     Accepted,
     Chosen,
+    Commit,
     Entry,
     Heartbeat,
     HeartbeatReply,
@@ -49,7 +50,7 @@ def show(life: Sender) -> str:
 def tells_of(message: Any, uid: str) -> ProposalID:
     """The highest ballot that this message shows to node ``uid`` as in use."""
     kind = type(message)
-    if kind is Accepted or kind is Accept or kind is Prepare:
+    if kind in (Accepted, Accept, Commit, Prepare):
         return message.ballot
     if kind is Heartbeat or kind is HeartbeatReply:
         return message.status.ballot if message.status.leading else NO_BALLOT
@@ -91,6 +92,7 @@ class Witness:
             Promise: self._promise,
             Accept: self._accept,
             Accepted: self._accepted,
+            Commit: self._commit,
             Chosen: self._chosen,
             Heartbeat: self._heartbeat,
             HeartbeatReply: self._heartbeat,
@@ -215,6 +217,12 @@ class Witness:
                 (slot, message.ballot), ()
             ):
                 raise Violation(f"rule 1: {show(life)} has not stored slot {slot} at {message.ballot}")
+
+    def _commit(self, life: Sender, promised: ProposalID, stored: Stored, message: Commit) -> None:
+        """Rules 4 and 6."""
+        if self._seen.get(life, NO_BALLOT) > message.ballot:
+            raise Violation(f"rule 4: {show(life)} goes on with {message.ballot} after {self._seen[life]}")
+        self._counts(life, message.ballot, message.chosen_upto)
 
     def _is_member(self, life: Sender) -> None:
         """Rule 5: only who is configured votes: a founder, or whom a Replace named."""
