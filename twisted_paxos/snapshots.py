@@ -29,6 +29,7 @@ from twisted_paxos.interfaces import (
     ISnapshotStorage,
     ISnapshotWriter,
 )
+from twisted_paxos.pacing import Growth, Pace
 from twisted_paxos.statemachine.replicated import Header, ReplicatedState, Sets
 
 log = Logger()
@@ -54,14 +55,8 @@ TURN_S = 0.002
 HURRY_SHARE = 0.5
 """When so much of what the log may grow by is used, the snapshot makes no pauses."""
 
-GROWTH_SHARE = 0.75
-"""At most this share of what comes into the log counts as growth of the state, see `_Growth`."""
-
 READER_IDLE_S = 30.0
 """An open snapshot that no peer asked for is closed after this long."""
-
-PACE_FIRST_SHARE = 1 / 2
-"""Of what the log may grow by while a snapshot is written, so much may come at once."""
 
 RETRY_FIRST_S = 0.2
 RETRY_MAX_S = 2.0
@@ -89,57 +84,6 @@ class Policy(NamedTuple):
 
 
 DEFAULT_POLICY = Policy()
-
-
-class _Growth:
-    """How much more the log has grown than the state, since some moment.
-
-    What the state has grown by may be on disk twice (in the log and, later, in a snapshot) without harm to
-    the bound of twice the state: so it needs no early snapshot.
-
-    Args:
-        storage: whose log.
-        state: the state.
-        data_share: what the state takes on disk, of the size that it says; it counts what it takes in
-            memory as well. Since that is a guess, no more than `GROWTH_SHARE` of the log's growth counts.
-    """
-
-    def __init__(self, storage: INodeStorage, state: ReplicatedState, data_share: float) -> None:
-        self._storage = storage
-        self._state = state
-        self._data_share = data_share
-        self._log_bytes, self._state_bytes = storage.log_bytes, state.size_bytes
-
-    def excess_bytes(self) -> float:
-        """By how much more."""
-        log_bytes = max(0, self._storage.log_bytes - self._log_bytes)
-        state_bytes = self._data_share * max(0, self._state.size_bytes - self._state_bytes)
-        return log_bytes - min(state_bytes, GROWTH_SHARE * log_bytes)
-
-
-class _Pace:
-    """Whether the snapshot being written keeps up with the log that grows meanwhile.
-
-    Args:
-        growth: of the log, beyond that of the state, since its beginning.
-        expected_bytes: how large it will be, about.
-        room_bytes: what that may come to until it is complete.
-
-    Attributes:
-        written_bytes: how much of it is on disk.
-    """
-
-    def __init__(self, growth: _Growth, expected_bytes: int, room_bytes: int) -> None:
-        self.written_bytes = 0
-        self._growth = growth
-        self._expected_bytes = max(1, expected_bytes)
-        self._room_bytes = room_bytes
-
-    def used(self) -> float:
-        """The share that is used of what the log may have grown by as of now."""
-        done = min(1.0, self.written_bytes / self._expected_bytes)
-        share = PACE_FIRST_SHARE + (1 - PACE_FIRST_SHARE) * done
-        return self._growth.excess_bytes() / (share * self._room_bytes)
 
 
 class SnapshotMaker:
@@ -184,9 +128,9 @@ class SnapshotMaker:
         self._served_from = served_from
         self._hold = hold
         self._holds = False
-        self._pace: _Pace | None = None
+        self._pace: Pace | None = None
         self._policy = policy
-        self._growth: _Growth | None = None
+        self._growth: Growth | None = None
         self._data_share = 1.0
         self._log_start = 1
         self._stopped = False
@@ -214,8 +158,8 @@ class SnapshotMaker:
         excess_bytes = self._growth.excess_bytes() if self._growth else self._storage.log_bytes
         return since > 0 and excess_bytes > self._policy.log_bytes
 
-    def _from_now(self) -> _Growth:
-        return _Growth(self._storage, self._state, self._data_share)
+    def _from_now(self) -> Growth:
+        return Growth(self._storage, self._state, self._data_share)
 
     def make(self) -> Deferred[None]:
         """Make one now, of what is applied; fires when it is complete or was given up."""
@@ -225,7 +169,7 @@ class SnapshotMaker:
         writer = self._storage.begin_snapshot(slot)
         # What is new came by the log: the snapshot is hardly larger than the last one and that.
         expected_bytes = self._storage.snapshot_bytes + self._storage.log_bytes
-        self._pace = _Pace(self._from_now(), expected_bytes, self._policy.room_bytes)
+        self._pace = Pace(self._from_now(), expected_bytes, self._policy.room_bytes)
         self.running = Deferred.fromCoroutine(self._write(writer, pieces))
         self.running.addErrback(self._failed, writer)
         self.running.addBoth(self._ended)
