@@ -92,6 +92,11 @@ class Applier:
         """The last slot applied."""
         return self.state.applied_upto
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether somebody waits for a slot to be applied."""
+        return bool(self._awaited)
+
     def stop(self) -> None:
         """Apply nothing more."""
         self._stopped = True

@@ -45,6 +45,7 @@ from twisted_paxos.protocols.learner import LearnerProtocol, SnapshotProtocol
 from twisted_paxos.protocols.link import IncomingLinkFactory
 from twisted_paxos.protocols.messenger import SocketMessenger
 from twisted_paxos.protocols.proposer import MemberProtocol, ProposerProtocol
+from twisted_paxos.protocols.turn import Turn
 from twisted_paxos.reads import NodeReads
 from twisted_paxos.snapshots import (
     DEFAULT_POLICY,
@@ -128,7 +129,6 @@ class PersistentPaxosNode(Service):
         self._stopping = False
         self._restoring = False
         self._timer: Any = None
-        self._flush_planned = False
         self._recovered_upto = 0
         self._ports: list[Any] = []
         self._started_s = 0.0
@@ -183,6 +183,7 @@ class PersistentPaxosNode(Service):
         )
         self.replica = Replica(settings, recovered, self._random, self._started_s)
         codec = PeerCodec(self.cluster, self.config.cluster_key)
+        self.turn = Turn(self._reactor, self._settle, self._after_turn)
         self.receiver = Receiver(codec, self._reactor)
         self.messenger = SocketMessenger(
             self._reactor,
@@ -217,6 +218,7 @@ class PersistentPaxosNode(Service):
             self._fail,
             self._end_incarnation,
             recovered.chosen_upto,
+            self.turn,
         )
         self._make_snapshot_parts()
         self._make_measures()
@@ -255,7 +257,7 @@ class PersistentPaxosNode(Service):
     def _hold(self, held: bool) -> None:
         """Commands wait while the log outgrows the snapshot that is being written."""
         self.replica.proposer.held = held
-        self._plan_flush()
+        self.turn.plan()
 
     def _restore(self, snapshot_slot: int) -> None:
         """Bring the state to the newest snapshot, then on along the log."""
@@ -336,7 +338,9 @@ class PersistentPaxosNode(Service):
             SnapshotProtocol(self, self.receiver, self._perform, self._reactor),
             MemberProtocol(self, self.receiver, self._perform, self._reactor),
         )
-        self.protocol = NodeProtocol(roles, self.receiver, self.messenger.heard, self.messenger.attach)
+        self.protocol = NodeProtocol(
+            roles, self.receiver, self.messenger.heard, self.messenger.attach, self.turn
+        )
         self.links = IncomingLinkFactory(self.receiver, self._by_link)
         bind = self.config.bind
         udp = self._reactor.listenUDP(bind.port, self.protocol, bind.host, DATAGRAM_MAX_BYTES + 1)
@@ -415,23 +419,31 @@ class PersistentPaxosNode(Service):
     def _decide(self, decision: Callable[..., Effects], *of: Any) -> Effects:
         """Ask the replica. A rule that does not hold ends the node: nothing may follow from it."""
         try:
-            effects = decision(*of)
+            return decision(*of)
         except Exception:
             self._fail(Failure())
             return Effects()
-        if self.replica.proposer.can_propose:
-            self._plan_flush()
-        return effects
 
     def _perform(self, effects: Effects) -> None:
+        if not self._stopping:
+            # Also where nothing is to be done: a time may be earlier now.
+            self.turn.plan()
+            if effects:
+                self.performer.perform(effects)
+
+    def _settle(self) -> None:
+        """The end of a turn, first part: what others wait for."""
         if self._stopping:
             return
-        if effects:
-            self.performer.perform(effects)
-            self._rearm()
-        elif self.replica.learner.deadline_s is not None:
-            # Where nothing follows from a message, only what is missing can have made a time earlier.
-            self._rearm()
+        now_s = self._reactor.seconds()
+        self._perform(self._decide(self.reads.ask, now_s))
+        self._perform(self._decide(self.replica.flush, now_s))
+        self.performer.write_now()
+
+    def _after_turn(self) -> None:
+        """The end of a turn, second part."""
+        self.performer.apply_now(bool(self.replica.requests) or self.applier.is_awaited)
+        self._rearm()
 
     def _timer_fired(self) -> None:
         """What it was armed for is often done by then: a proposal is chosen long before its retry."""
@@ -450,12 +462,11 @@ class PersistentPaxosNode(Service):
         self.replica.disk_waiting_since_s = self.performer.waiting_since_s
         self.replica.disk_full = self.performer.full
         self.replica.voted, self.replica.voted_upto = self.performer.voted, self.performer.voted_upto
-        self.performer.perform(self._decide(self.replica.tick, now_s))
-        if self._stopping:
-            return
-        self._report(now_s)
-        self._measures.look(now_s)
-        self._rearm()
+        with self.turn:
+            self._perform(self._decide(self.replica.tick, now_s))
+        if not self._stopping:
+            self._report(now_s)
+            self._measures.look(now_s)
 
     def _rearm(self) -> None:
         """Keep one timer, at the time at which something is due."""
@@ -511,27 +522,11 @@ class PersistentPaxosNode(Service):
                 f"the disk of node {self.uid} is full, and no other node leads: make room there"
             )
         self.replica.submit(commands, sink)
-        self._plan_flush()
+        self.turn.plan()
 
     def _check_running(self) -> None:
         if self._stopping or not self.running:
             raise NodeStopped("the node is stopping; ask another one")
-
-    def _plan_flush(self) -> None:
-        if not self._flush_planned:
-            self._flush_planned = True
-            self._reactor.callLater(0, self._flush)
-
-    def _flush(self) -> None:
-        self._flush_planned = False
-        if not self._stopping:
-            now_s = self._reactor.seconds()
-            self.performer.gather()
-            try:
-                self._perform(self._decide(self.reads.ask, now_s))
-                self._perform(self._decide(self.replica.flush, now_s))
-            finally:
-                self.performer.write_now()
 
     def forget(self, sink: IResultSink) -> None:
         """See `INode.forget`."""
@@ -569,7 +564,7 @@ class PersistentPaxosNode(Service):
         """
         self._check_running()
         waiting = self.reads.begin()
-        self._plan_flush()
+        self.turn.plan()
         return waiting
 
     def query(self, payload: Raw, serializable: bool = False) -> Deferred[Raw]:

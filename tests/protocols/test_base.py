@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from random import Random
 from typing import Any
 
@@ -25,6 +26,7 @@ from twisted_paxos.protocols.effects import EffectPerformer
 from twisted_paxos.protocols.learner import LearnerProtocol
 from twisted_paxos.protocols.messenger import SocketMessenger
 from twisted_paxos.protocols.proposer import MemberProtocol, ProposerProtocol
+from twisted_paxos.protocols.turn import Turn
 from twisted_paxos.storage.memory import MemoryStorage
 from twisted_paxos.testing.network import SimulatedClock, SimulatedNetwork
 from twisted_paxos.wire.peer import PeerCodec
@@ -127,14 +129,22 @@ class RoleProtocolTests(ReceiverCase):
         self.assertEqual(len(taken), len(set(taken)))
         twice = [self.protocol(AcceptorProtocol)[0] for _ in range(2)]
         self.assertRaises(
-            AssertionError, NodeProtocol, twice, self.receiver, lambda *_: True, lambda transport: None
+            AssertionError,
+            NodeProtocol,
+            twice,
+            self.receiver,
+            lambda *_: True,
+            lambda transport: None,
+            nullcontext(),
         )
 
     def test_nodePortDecodesOnceAndDispatches(self) -> None:
         """On a node's one port, each message reaches the role that takes its type."""
         acceptor, accepting, _ = self.protocol(AcceptorProtocol)
         learner, learning, _ = self.protocol(LearnerProtocol)
-        node = NodeProtocol([acceptor, learner], self.receiver, lambda *_: True, lambda transport: None)
+        node = NodeProtocol(
+            [acceptor, learner], self.receiver, lambda *_: True, lambda transport: None, nullcontext()
+        )
         for message in (Prepare(ballot("1.B"), 1), Accepted(ballot("1.B"), (1,))):
             node.datagramReceived(CODEC.encode(sender("B"), message), SOURCE)
         self.assertEqual((len(accepting.heard), len(learning.heard)), (1, 1))
@@ -143,7 +153,9 @@ class RoleProtocolTests(ReceiverCase):
     def test_unknownSendersAreDropped(self) -> None:
         """Whom the messenger does not know is not listened to, and counted."""
         acceptor, role, _ = self.protocol(AcceptorProtocol)
-        node = NodeProtocol([acceptor], self.receiver, lambda *_: False, lambda transport: None)
+        node = NodeProtocol(
+            [acceptor], self.receiver, lambda *_: False, lambda transport: None, nullcontext()
+        )
         node.datagramReceived(CODEC.encode(sender("X"), Prepare(ballot("1.X"), 1)), SOURCE)
         self.assertEqual((role.heard, self.receiver.dropped), ([], {"unknown_sender": 1}))
 
@@ -162,6 +174,7 @@ class Host:
         self.messenger = SocketMessenger(reactor, codec, me, peers, lambda ip: 1_400, steady)
         storage = MemoryStorage(uid, reactor)
         storage.recover(me.incarnation, "alone")
+        self.turn = Turn(reactor, lambda: self.performer.write_now(), lambda: self.performer.apply_now())
         self.performer = EffectPerformer(
             uid,
             reactor,
@@ -175,6 +188,7 @@ class Host:
             lambda reason: None,
             lambda reason: None,
             0,
+            self.turn,
         )
         self.receiver = Receiver(codec, reactor)
 
@@ -190,7 +204,7 @@ class Host:
             ProposerProtocol(proposer, self.receiver, perform, self.reactor),
             LearnerProtocol(learner, self.receiver, perform, self.reactor),
         )
-        protocol = NodeProtocol(roles, self.receiver, self.messenger.heard, self.messenger.attach)
+        protocol = NodeProtocol(roles, self.receiver, self.messenger.heard, self.messenger.attach, self.turn)
         self.reactor.listenUDP(port, protocol)
 
 

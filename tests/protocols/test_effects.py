@@ -21,6 +21,7 @@ from twisted_paxos.errors import StorageDamaged, StorageFailed, StorageFull
 from twisted_paxos.interfaces import IAcceptorStorage, IMessenger
 from twisted_paxos.protocols import effects as effects_module
 from twisted_paxos.protocols.effects import FULL_RETRY_S, READS_MAX, EffectPerformer
+from twisted_paxos.protocols.turn import Turn
 from twisted_paxos.storage.disk import OsDisk
 from twisted_paxos.storage.queued import IStorageBackend
 from twisted_paxos.storage.sqlite import SqliteBackend
@@ -70,6 +71,7 @@ class PerformerCase(SynchronousTestCase):
         self.stopped: list[str] = []
         self.lost: list[str] = []
         self.readable: list[Readable] = []
+        self.turn = Turn(self.clock, lambda: self.performer.write_now(), lambda: self.performer.apply_now())
         self.performer = EffectPerformer(
             "A",
             self.clock,
@@ -83,6 +85,7 @@ class PerformerCase(SynchronousTestCase):
             self.stop,
             self.lost.append,
             0,
+            self.turn,
         )
 
     def deliver(self, message: Any) -> Effects:
@@ -122,6 +125,34 @@ class OrderTests(PerformerCase):
         self.storage.finish()
         self.assertEqual(self.left, [Accepted(ballot("1.A"), (1,))])
         self.assertEqual(self.own, [Accepted(ballot("1.A"), (1,))])
+
+    def vote(self, slot: int, at: str = "1.B") -> Effects:
+        """What this node's acceptor asks for while B leads."""
+        return Effects([record(slot, at)], replies=[Send(("B",), Accepted(ballot(at), (slot,)))])
+
+    def test_rule1VoteForALeaderLeavesWithItsSync(self) -> None:
+        """Rule 1: a follower's vote leaves once, where its sync ended, before the reactor is told."""
+        self.perform(self.vote(1), self.vote(2))
+        self.assertEqual(self.left, [])
+        self.storage.finish()
+        self.assertEqual(self.messenger.left, [(("B",), Accepted(ballot("1.B"), (1, 2)))])
+        self.assertEqual((self.performer.voted, self.performer.voted_upto), (ballot("1.B"), 2))
+
+    def test_rule1VoteOfARefusedWriteWaits(self) -> None:
+        """Rule 1: with a full disk no vote leaves; with the write that succeeds it does."""
+        self.perform(self.vote(1))
+        self.storage.finish(StorageFull("no room"))
+        self.assertEqual((self.left, self.performer.voted_upto), ([], 0))
+        self.clock.advance(FULL_RETRY_S)
+        self.storage.finish()
+        self.assertEqual(self.left, [Accepted(ballot("1.B"), (1,))])
+
+    def test_rule1StoppedNodeDoesNotVote(self) -> None:
+        """A node that may not speak any more says nothing, also from the disk's thread."""
+        self.perform(self.vote(1))
+        self.performer.stop()
+        self.storage.finish()
+        self.assertEqual(self.left, [])
 
     def test_rule1EndOfAnEarlierWriteReleasesOnlyItsOwn(self) -> None:
         """Rule 1: what was asked for during a write belongs to the next one, and waits for that."""

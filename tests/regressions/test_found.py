@@ -2,36 +2,58 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.core.test_proposer import ProposerCase
-from tests.core.transcript import command, entry, sender, steady
+from tests.core.test_replica import ReplicaCase
+from tests.core.transcript import entry, sender, steady, value
 from tests.protocols.test_messenger import HOSTS, PORT, MessengerCase, large
 from tests.storage.node import Node
 from tests.test_node import ClusterCase
 from twisted_paxos.core import limits
-from twisted_paxos.core.messages import Chosen
+from twisted_paxos.core.messages import Accept, Accepted, Chosen
 from twisted_paxos.core.records import Identity, Recovered
 from twisted_paxos.core.replica import Replica, ReplicaSettings
 from twisted_paxos.errors import StorageDamaged, StorageError
 from twisted_paxos.testing.storage import SimulatedDisk
 
 
-class FullPipelineTests(ProposerCase):
+class FullPipelineTests(ClusterCase):
     """Seed 0: a busy loop."""
 
     def test_no_other_turn(self) -> None:
-        """A leader with commands and a full pipeline does not ask for another turn: a vote gives it one."""
-        self.lead()
-        for number in range(limits.PIPELINE_SLOTS + 1):
-            self.propose(number)
-        self.assertFalse(self.proposer.can_propose)
-        self.choose(1)
-        self.proposer.enqueue([command(99)])
-        self.assertFalse(self.proposer.can_propose)
-        self.choose(2, 3)
-        self.proposer.enqueue([command(100)])
-        self.assertTrue(self.proposer.can_propose)
+        """A leader with more commands than its pipeline takes asks for no turn: a vote gives it one."""
+        cluster = self.make()
+        node = cluster.nodes[cluster.leaders()[0]].node
+        assert node is not None
+        first = node.propose(b"first")
+        self.assertTrue(cluster.run_until(lambda: bool(first.called), 5))
+        for number in range(limits.PIPELINE_SLOTS + 2):
+            node.propose(str(number).encode()).addErrback(lambda _: None)
+            with node.turn:
+                pass
+        self.assertEqual(node.replica.proposer.in_flight, limits.PIPELINE_SLOTS)
+        with mock.patch.object(node._reactor, "callLater") as call_later, node.turn:
+            pass
+        self.assertNotIn(0, [call.args[0] for call in call_later.call_args_list])
+
+
+class FullWindowTests(ReplicaCase):
+    """Seed 154: a leader that could not fetch what it had proposed itself."""
+
+    def test_own_values_are_kept(self) -> None:
+        """A leader whose own acceptor has no room moves on over what the others choose, and stores it."""
+        leader = self.replica(self.leader)
+        first, second = (leader.log.chosen_upto + number for number in (1, 2))
+        own = leader.proposer.ballot
+        with mock.patch.object(limits, "WINDOW_MAX_BYTES", 1):
+            for slot in (first, second):
+                self.give(self.leader, self.leader, Accept(own, slot, value(slot), first - 1))
+        for uid in (self.follower, self.third):
+            effects = self.give(uid, self.leader, Accepted(own, (first, second)))
+        self.assertEqual([entry.slot for entry in effects.chosen], [first, second])
+        self.assertEqual([record.slot for record in effects.records], [second])
 
 
 class FreshNodeTests(SynchronousTestCase):

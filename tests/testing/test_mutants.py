@@ -12,7 +12,7 @@ QUICK = {
     "promise_not_saved": ("rule 1",),
     "reply_before_sync": ("rule 1",),
     "proposes_beyond_alpha": ("rule 4",),
-    "one_accepted_is_enough": ("one value",),
+    "one_accepted_is_enough": ("one value", "rule 6"),
     "snapshot_off_by_one": ("state", "rules"),
 }
 """Mutants of different rules that show soon, and the checks that may find them first."""

@@ -299,11 +299,8 @@ class Proposer:
         effects = Effects()
         if self.phase is not Phase.LEADING or self._sets != self.membership.sets:
             return effects
-        for slot in [slot for slot in self._in_flight if self.log.is_chosen(slot)]:
-            proposal = self._in_flight.pop(slot)
-            self.commits.observe(now_s - proposal.proposed_s)
-            if proposal.tries == 1 and not is_large(len(proposal.value)):
-                self._timer.sample(now_s - proposal.proposed_s)
+        if self._in_flight:
+            self._retire(now_s)
         while len(self._in_flight) < limits.PIPELINE_SLOTS:
             free = self._next_slot <= self.log.chosen_upto + limits.ALPHA
             if self._recovered:
@@ -321,6 +318,15 @@ class Proposer:
         if self._told_upto < self.log.chosen_upto:
             effects.add(self._tell(now_s))
         return effects
+
+    def _retire(self, now_s: float) -> None:
+        """What is chosen is not in flight any more."""
+        for slot in [slot for slot in self._in_flight if self.log.is_chosen(slot)]:
+            proposal = self._in_flight.pop(slot)
+            took_s = now_s - proposal.proposed_s
+            self.commits.observe(took_s)
+            if proposal.tries == 1 and not is_large(len(proposal.value)):
+                self._timer.sample(took_s)
 
     def awaited(self, slot: int, now_s: float) -> Effects:
         """Another node waits for ``slot`` to be chosen and told."""
@@ -353,15 +359,14 @@ class Proposer:
             return None
         if self._queue:
             return encode_value(self.clock.read_ms(now_s), self._next_batch())
-        time_ms = self.clock.read_ms(now_s)
         if self._next_slot < self.membership.latest_from:
             # A change of members waits for its slot: no-ops lead there.
-            return encode_value(time_ms, ())
+            return encode_value(self.clock.read_ms(now_s), ())
         wanted_ms = self.wanted_time_ms
-        if wanted_ms is not None and time_ms >= wanted_ms and not self._in_flight:
+        if wanted_ms is not None and not self._in_flight and self.clock.read_ms(now_s) >= wanted_ms:
             # The state machine waits for this time; the next value to be applied tells it.
             self.wanted_time_ms = None
-            return encode_value(time_ms, ())
+            return encode_value(self.clock.read_ms(now_s), ())
         return None
 
     def _propose(self, slot: int, value: Raw, now_s: float) -> Send:
@@ -418,18 +423,6 @@ class Proposer:
     def in_flight(self) -> int:
         """How many slots are proposed and not chosen."""
         return len(self._in_flight)
-
-    @property
-    def can_propose(self) -> bool:
-        """Whether commands wait that `advance` would propose now."""
-        return (
-            bool(self._queue)
-            and not self.held
-            and not self._recovered
-            and len(self._in_flight) < limits.PIPELINE_SLOTS
-            and self._next_slot <= self.log.chosen_upto + limits.ALPHA
-            and self._sets == self.membership.sets
-        )
 
     def applied(self, commands: Sequence[Command]) -> None:
         """These were applied: a repetition is now told apart by the state machine's sessions."""

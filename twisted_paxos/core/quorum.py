@@ -19,7 +19,18 @@ class Membership:
         voters: the configured ids.
         members: the incarnation of each, from slot 1 on; empty before the first formation,
             when nobody's vote counts.
+
+    Attributes:
+        sets: all sets that are still known, with the slot from which each holds.
+        latest: the incarnations of the newest set.
+        latest_from: the first slot of the newest set.
+        formed: there are members at all.
     """
+
+    sets: tuple[tuple[int, dict[str, str]], ...]
+    latest: dict[str, str]
+    latest_from: int
+    formed: bool
 
     def __init__(self, voters: Iterable[str], members: Mapping[str, str]) -> None:
         self.voters = tuple(sorted(voters))
@@ -28,27 +39,11 @@ class Membership:
         self._index()
 
     def _index(self) -> None:
+        # Asked for with every message, changed hardly ever.
         self._members = {pair for _, members in self._sets for pair in members.items()}
-
-    @property
-    def latest(self) -> dict[str, str]:
-        """The incarnations of the newest set."""
-        return self._sets[-1][1]
-
-    @property
-    def sets(self) -> tuple[tuple[int, dict[str, str]], ...]:
-        """All sets that are still known, with the slot from which each holds."""
-        return tuple(self._sets)
-
-    @property
-    def latest_from(self) -> int:
-        """The first slot of the newest set."""
-        return self._sets[-1][0]
-
-    @property
-    def formed(self) -> bool:
-        """Whether there are members at all."""
-        return bool(self.latest)
+        self.sets = tuple(self._sets)
+        self.latest_from, self.latest = self._sets[-1]
+        self.formed = bool(self.latest)
 
     def load(self, sets: Iterable[tuple[int, Mapping[str, str]]]) -> None:
         """Set everything, as a formation, a restart or a snapshot tells."""

@@ -210,7 +210,7 @@ class Replica:
     # -- messages
 
     def receive(self, sender: Sender, message: object, now_s: float) -> Effects:
-        """Take one message, whoever may have sent it, however late."""
+        """Take one message, whoever may have sent it, however late; `flush` is to follow in the same turn."""
         admitted, effects = self.formation.admit(sender, message)
         if not admitted:
             # Whoever says it: a ballot that was in use is in use.
@@ -242,13 +242,24 @@ class Replica:
         if not self.membership.is_member(sender) or message.ballot.uid != sender.uid:
             return Effects()
         effects = self.acceptor.on_accept(sender, message)
-        if sender.uid != self.settings.uid:
+        if sender.uid == self.settings.uid:
+            self._keep_own(message)
+        else:
             self._give_way_to(message.ballot)
             if message.ballot >= self.acceptor.promised:
                 self.election.heard_leader(message.ballot, now_s)
             chosen = self.learner.on_chosen_upto(sender.uid, message.chosen_upto, message.ballot, now_s)
             effects.add(self._learned(chosen, now_s))
         return effects
+
+    def _keep_own(self, message: Accept) -> None:
+        """A leader has the values that it proposes, also when its own acceptor has no room for them.
+
+        Votes come to it alone: if it had to fetch what they choose, nobody would know of it.
+        """
+        missing = message.slot not in self.log.entries and message.slot > self.log.chosen_upto
+        if missing and message.ballot == self.proposer.ballot:
+            self.log.put(message.slot, message.ballot, message.value, saved=False)
 
     def _on_accepted(self, sender: Sender, message: Accepted, now_s: float) -> Effects:
         if not self.membership.is_member(sender):
@@ -260,10 +271,7 @@ class Replica:
         if last <= self.log.chosen_upto:
             # The vote that comes after a majority, for every slot: it changes nothing.
             return Effects()
-        effects = self._learned(self.learner.on_accepted(sender, message, now_s), now_s)
-        if self.proposer.phase is not Phase.IDLE:
-            effects.add(self.proposer.advance(now_s))
-        return effects
+        return self._learned(self.learner.on_accepted(sender, message, now_s), now_s)
 
     def _on_commit(self, sender: Sender, message: Commit, now_s: float) -> Effects:
         if not self.membership.is_member(sender) or message.ballot.uid != sender.uid:
@@ -468,7 +476,7 @@ class Replica:
         self.requests.submit(commands, owner)
 
     def flush(self, now_s: float) -> Effects:
-        """Pass on what came in during this turn: one value, or one Forward, for all of it."""
+        """Go on as far as this turn allows: one value, or one Forward, for all the commands that came in."""
         effects = self.requests.pump(self.leader, self.settings.uid, self.proposer.enqueue, now_s)
         effects.add(self.proposer.advance(now_s))
         return effects

@@ -24,6 +24,7 @@ from twisted_paxos.core.messages import Accepted, Chosen, SlotEntry
 from twisted_paxos.core.records import Record, SaveAccepted, SaveChosen
 from twisted_paxos.errors import StorageFull, StorageUnreadable
 from twisted_paxos.interfaces import IAcceptorStorage, IMessenger
+from twisted_paxos.protocols.turn import Turn
 
 log = Logger()
 
@@ -32,6 +33,9 @@ FULL_RETRY_S = 0.5
 
 NOTE_IDLE_S = 1.0
 """How far slots are chosen is written with the next records, or by itself after this long."""
+
+APPLY_WAIT_S = 0.005
+"""What nobody here waits for is applied after the write that is under way, or after this long."""
 
 READS_MAX = 64
 """Answers to Fetches that may be under way; more are dropped, and asked for again."""
@@ -59,6 +63,7 @@ class EffectPerformer:
         stop: ends the node, with a reason: storage failed.
         lost: ends this incarnation, with a reason: its storage is not what it once was.
         stored_upto: every slot up to here was found chosen in storage.
+        turn: whose end is to call `write_now`, then `apply_now`.
 
     Attributes:
         waiting_since_s: since when the oldest unfinished write waits, or None.
@@ -83,6 +88,7 @@ class EffectPerformer:
         stop: Callable[[str | Failure], None],
         lost: Callable[[str], None],
         stored_upto: int,
+        turn: Turn,
     ) -> None:
         self.waiting_since_s: float | None = None
         self.stored_upto = stored_upto
@@ -111,12 +117,15 @@ class EffectPerformer:
         self._unwritten_bytes = 0
         self._writing: list[Send] | None = None
         self._write_planned = False
-        self._gathering = False
+        self._to_apply: list[SlotEntry] = []
+        self._voted_next: Accepted | None = None
         self._note_planned = False
         self._reads = 0
+        self._turn = turn
 
     def perform(self, effects: Effects) -> None:
-        """Do all of it, and all that follows from messages to this node itself."""
+        """Do it, and what follows from messages to this node itself; the turn's end writes and applies."""
+        self._turn.plan()
         self._queue.append(effects)
         if self._busy:
             return
@@ -157,7 +166,7 @@ class EffectPerformer:
             self._chosen_upto = effects.chosen[-1].slot
             if not self._records and self._writing is None:
                 self._note_stored(self._chosen_upto)
-            self._apply(effects.chosen)
+            self._to_apply += effects.chosen
         for read in effects.reads:
             self._read(read)
         if effects.behind:
@@ -183,51 +192,77 @@ class EffectPerformer:
         if self.waiting_since_s is None:
             self.waiting_since_s = self._clock.seconds()
         if self._writing is None and not self._write_planned:
-            # At the end of this turn: all that arrives in one turn shares one sync.
             self._write_planned = True
-            if not self._gathering:
-                self._clock.callLater(0, self._write)
-
-    def gather(self) -> None:
-        """Until `write_now`: what is asked for needs no turn of its own to be written."""
-        self._gathering = True
+            self._turn.plan()
 
     def write_now(self) -> None:
-        """The turn is over: what it asked for need not wait for the next one."""
-        self._gathering = False
-        if self._write_planned:
-            self._write()
-
-    def _write(self) -> None:
-        if self._stopped or self._writing is not None or not self._write_planned:
+        """The turn ends: all that arrived in it shares one sync."""
+        if not self._write_planned or self._stopped or self._writing is not None:
             return
         self._write_planned = False
         records, self._records = self._records, []
-        self._writing, self._replies = self._replies, []
+        replies, self._replies = merge_accepted(self._replies), []
         self._covered_upto = self._chosen_upto
         self.waiting_since_s = self._clock.seconds()
-        self._write_records(records)
+        vote = self._prepare_vote(replies)
+        self._writing = replies
+        self._write_records(records, vote)
 
-    def _write_records(self, records: list[Record]) -> None:
+    def _prepare_vote(self, replies: list[Send]) -> Callable[[], None] | None:
+        """Take the vote for another node out of ``replies``: the disk's thread itself sends it, once synced.
+
+        The leader waits for nothing else; so it does not wait until this node's reactor has its turn.
+        """
+        for place, (to, message) in enumerate(replies):
+            if type(message) is Accepted and to not in (EVERYONE, OTHERS, (self._uid,)):
+                send = self._messenger.prepare(to[0], message)
+                if send is None:
+                    return None
+                del replies[place]
+                self._voted_next = message
+                return lambda: None if self._stopped else send()
+        return None
+
+    def apply_now(self, urgent: bool = True) -> None:
+        """Apply what is known as chosen; when it is not urgent, after the write that the leader waits for.
+
+        Applying and the disk's thread share one interpreter: the write would wait for it.
+        """
+        if self._stopped or not self._to_apply:
+            return
+        since_s = self.waiting_since_s
+        if urgent or since_s is None or self._clock.seconds() - since_s > APPLY_WAIT_S:
+            entries, self._to_apply = self._to_apply, []
+            self._apply(entries)
+
+    def _write_records(self, records: list[Record], vote: Callable[[], None] | None) -> None:
         if self._stopped:
             return
-        written = self._storage.write(records)
-        written.addCallbacks(self._written, self._not_written, (records,), {}, (records,), {})
+        written = self._storage.write(records, vote)
+        written.addCallbacks(self._written, self._not_written, (records,), {}, (records, vote), {})
         written.addErrback(self._broken)
 
     def _written(self, _: object, records: list[Record]) -> None:
+        with self._turn:
+            self._release(records)
+
+    def _release(self, records: list[Record]) -> None:
         released, self._writing = self._writing, None
         assert released is not None
+        vote, self._voted_next = self._voted_next, None
+        if vote is not None:
+            self._note_vote(vote)
         self._unwritten_bytes -= _size_bytes(records) + RECORD_OVERHEAD_BYTES * len(released)
         self._note_stored(self._covered_upto if self._records else self._chosen_upto)
         self.full = False
         self._observe_sync()
         self.waiting_since_s = None
+        if released:
+            self.perform(Effects(sends=merge_accepted(released)))
         if self._records:
+            self.apply_now()
             self._write_planned = True
-            self._write()
-        effects = Effects(sends=merge_accepted(released))
-        self.perform(effects)
+            self.write_now()
 
     def _observe_sync(self) -> None:
         if self.waiting_since_s is not None:
@@ -254,7 +289,7 @@ class EffectPerformer:
         if not self._stopped and self._writing is None and not self._records:
             self._plan_write()
 
-    def _not_written(self, failure: Failure, records: list[Record]) -> None:
+    def _not_written(self, failure: Failure, records: list[Record], vote: Callable[[], None] | None) -> None:
         """No room: nothing of it is stored, and nothing that reports it leaves; try again."""
         failure.trap(StorageFull)
         if not self.full:
@@ -263,7 +298,7 @@ class EffectPerformer:
                 error=failure.getErrorMessage(),
             )
         self.full = True
-        self._clock.callLater(FULL_RETRY_S, self._write_records, records)
+        self._clock.callLater(FULL_RETRY_S, self._write_records, records, vote)
 
     def _broken(self, failure: Failure) -> None:
         if not self._stopped:
@@ -273,8 +308,7 @@ class EffectPerformer:
 
     def _send(self, send: Send) -> None:
         if type(send.message) is Accepted:
-            self.voted = max(self.voted, send.message.ballot)
-            self.voted_upto = max(self.voted_upto, *send.message.slots)
+            self._note_vote(send.message)
         if send.to == EVERYONE:
             self._messenger.send(OTHERS, send.message)
             self._to_self.append(send.message)
@@ -286,6 +320,10 @@ class EffectPerformer:
                 self._messenger.send(others, send.message)
             if len(others) != len(send.to):
                 self._to_self.append(send.message)
+
+    def _note_vote(self, vote: Accepted) -> None:
+        self.voted = max(self.voted, vote.ballot)
+        self.voted_upto = max(self.voted_upto, *vote.slots)
 
     # -- answers from storage
 

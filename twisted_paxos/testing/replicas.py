@@ -170,6 +170,8 @@ class PureNode:
             # Otherwise it is not listened to: that start of the sender is not recorded here yet.
             self.cluster.witness.delivered(self.replica.me, message)
         self.perform(self.replica.receive(sender, message, self.cluster.now_s))
+        if self.replica is not None:
+            self.perform(self.replica.flush(self.cluster.now_s))
 
     def submit(self, commands: list[Command]) -> None:
         """Commands of a client of this node."""
