@@ -6,7 +6,7 @@ from twisted_paxos.interfaces import INodeStorage
 from twisted_paxos.statemachine.replicated import ReplicatedState
 
 GROWTH_SHARE = 0.75
-"""At most this share of what comes into the log counts as growth of the state, see `_Growth`."""
+"""At most this share of what comes into the log counts as growth of the state, see `Growth`."""
 
 PACE_FIRST_SHARE = 1 / 2
 """Of what the log may grow by while a snapshot is written, so much may come at once."""
