@@ -325,7 +325,7 @@ class SegmentTests(SynchronousTestCase):
         self.assertTrue(all(later[0] == earlier[1] + 1 for earlier, later in pairwise(ranges)))
 
     def test_zeros_only_for_small_records(self) -> None:
-        """The next segment is filled with zeros while records are small, only reserved while they are large."""
+        """The next segment is filled with zeros after small records, and only reserved after large ones."""
         disk, filled = SimulatedDisk(), []
         create = disk.create
 
