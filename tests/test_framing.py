@@ -11,7 +11,7 @@ from twisted.internet.abstract import FileDescriptor
 from twisted.internet.testing import MemoryReactor, StringTransport
 from twisted.trial.unittest import SynchronousTestCase
 
-from twisted_paxos.framing import FrameReceiver
+from twisted_paxos.framing import LARGE_READ_BYTES, READ_BYTES, FrameReceiver
 
 
 def frame(content: bytes) -> bytes:
@@ -106,6 +106,40 @@ class ReceivingTests(SynchronousTestCase):
         protocol.dataReceived(frame(b"three")[5:])
         self.assertEqual([b"one", b"two", b"three"], protocol.got)
         self.assertEqual([0, 0, 0], depth)
+
+    @settings(deadline=None)
+    @given(
+        st.lists(st.tuples(st.integers(0, 300), st.booleans()), min_size=1, max_size=6),
+        st.lists(st.integers(1, 200), min_size=1, max_size=30),
+    )
+    def test_any_cut_and_pause(self, contents: list[tuple[int, bool]], cuts: list[int]) -> None:
+        """However a stream is cut and paused meanwhile, nothing is lost, doubled or out of order."""
+        protocol = receiver()
+        expected = [bytes([number]) * size_bytes for number, (size_bytes, _) in enumerate(contents)]
+        stream = b"".join(map(frame, expected))
+        for number, cut in enumerate(cuts):
+            if contents[number % len(contents)][1]:
+                protocol.pauseProducing()
+            protocol.dataReceived(stream[:cut])
+            stream = stream[cut:]
+            if not contents[(number + 1) % len(contents)][1]:
+                protocol.resumeProducing()
+        protocol.resumeProducing()
+        protocol.dataReceived(stream)
+        self.assertEqual(expected, protocol.got)
+
+    def test_reads_large_frames_in_large_pieces(self) -> None:
+        """While the rest of a large frame is on its way, a read asks for more than Twisted's 64 KiB."""
+        protocol = Collecting()
+        protocol.MAX_LENGTH = 4 << 20  # type: ignore[misc]
+        transport = Descriptor()
+        protocol.makeConnection(transport)  # type: ignore[arg-type]
+        stream = frame(bytes(1 << 20))
+        protocol.dataReceived(stream[:1_000])
+        self.assertEqual(LARGE_READ_BYTES, transport.bufferSize + 1_000 - 4)
+        protocol.dataReceived(stream[1_000:] + frame(b"small"))
+        self.assertEqual(READ_BYTES, transport.bufferSize)
+        self.assertEqual([1 << 20, 5], [len(each) for each in protocol.got])
 
     def test_too_long(self) -> None:
         """A frame over the limit is told by its length alone; what came before it was handed out."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
@@ -22,12 +22,13 @@ class _Disk:
     """Storage whose log is as large as the test says, and whose snapshots are written when it says."""
 
     log_bytes = 0
-    snapshot_bytes = 300 << 10
+    snapshot_bytes = 1 << 19
     snapshot_slot = 0
 
     def __init__(self) -> None:
         self.slot = 0
         self.writing: list[Deferred[None]] = []
+        self.pieces: list[bytes] = []
 
     def begin_snapshot(self, slot: int) -> Any:
         """Its own writer."""
@@ -36,6 +37,7 @@ class _Disk:
 
     def write(self, piece: Any) -> Deferred[None]:
         """Wait for the test."""
+        self.pieces.append(piece)
         self.writing.append(Deferred())
         return self.writing[-1]
 
@@ -52,10 +54,12 @@ class _State:
     """Three pieces, each large enough to be written by itself."""
 
     applied_upto = 7
+    size_bytes = 0
+    pieces: Sequence[bytes] = (bytes(snapshots.LARGE_GROUP_BYTES),) * 3
 
     def snapshot(self, sets: object) -> Iterator[bytes]:
         """See `ReplicatedState`."""
-        yield from [bytes(snapshots.GROUP_BYTES)] * 3
+        yield from self.pieces
 
 
 class PaceTests(SynchronousTestCase):
@@ -63,19 +67,24 @@ class PaceTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         """A snapshot whose first piece is being written; the log may grow by 800 kB meanwhile."""
+        self.start(_State.pieces)
+
+    def start(self, pieces: Sequence[bytes]) -> None:
+        """Such a snapshot of these pieces."""
         self.clock = Clock()
         self.disk = _Disk()
         self.held: list[bool] = []
-        state: Any = _State()
+        self.state: Any = _State()
+        self.state.pieces = pieces
         self.maker = snapshots.SnapshotMaker(
             self.clock,
             self.disk,
-            state,
+            self.state,
             lambda slot: (),
             lambda slot: None,
             lambda: 1 << 60,
             self.held.append,
-            snapshots.Policy(1, 1_000_000, 5.0),
+            snapshots.Policy(100, 1_000_000, 5.0),
         )
         self.maker.make()
 
@@ -86,10 +95,10 @@ class PaceTests(SynchronousTestCase):
 
     def test_proposing_waits_for_the_snapshot(self) -> None:
         """Proposing is held while the log is ahead, and goes on with each piece and at the end."""
-        self.disk.log_bytes = 90_000
+        self.disk.log_bytes = 390_000
         self.maker.applied()
         self.assertEqual(self.held, [])
-        self.disk.log_bytes = 110_000
+        self.disk.log_bytes = 410_000
         self.maker.applied()
         self.maker.applied()
         self.assertEqual(self.held, [True])
@@ -101,6 +110,47 @@ class PaceTests(SynchronousTestCase):
         self.written()
         self.assertIsNone(self.maker.running)
         self.assertEqual(self.held, [True, False, True, False])
+
+    def test_growth_of_the_state_costs_no_pause(self) -> None:
+        """What the state grew by is in the log without harm, up to three quarters of the log's growth."""
+        self.disk.log_bytes = 1_500_000
+        self.state.size_bytes = 1_200_000
+        self.maker.applied()
+        self.assertEqual(self.held, [])
+        self.state.size_bytes = 1_000_000
+        self.disk.log_bytes = 1_550_000
+        self.maker.applied()
+        self.assertEqual(self.held, [True])
+        self.state.size_bytes = 9_000_000
+        self.maker.applied()
+        self.assertEqual(self.held, [True, False])
+        self.disk.log_bytes = 1_650_000
+        self.maker.applied()
+        self.assertEqual(self.held, [True, False, True])
+
+    def test_next_one_when_the_log_outgrows_the_state(self) -> None:
+        """The next snapshot is due by what the log grew by beyond the state, as the last one was written."""
+        for _ in range(3):
+            self.written()
+        self.assertIsNone(self.maker.running)
+        self.state.applied_upto, self.disk.snapshot_slot = 8, 8
+        self.state.size_bytes = 10_000_000
+        self.disk.log_bytes = 3_900_000
+        self.state.applied_upto = 9
+        self.maker.applied()
+        self.assertIsNone(self.maker.running)
+        self.disk.log_bytes = 4_100_000
+        self.maker.applied()
+        self.assertIsNotNone(self.maker.running)
+
+    def test_small_groups_share_a_write_in_a_hurry(self) -> None:
+        """While the log grows fast, what would be two pieces of storage is one."""
+        self.start((bytes(snapshots.GROUP_BYTES),) * 8)
+        self.disk.log_bytes = 500_000
+        for _ in range(5):
+            self.written()
+        self.assertIsNone(self.maker.running)
+        self.assertEqual([1, 2, 2, 2, 1], [len(each) // snapshots.GROUP_BYTES for each in self.disk.pieces])
 
     def test_pauses_only_while_the_log_is_short(self) -> None:
         """The next piece waits while there is time, and does not when the log has used half of its room."""

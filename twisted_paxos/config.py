@@ -118,7 +118,7 @@ class NodeConfig:
         cluster_key: what datagrams and frames are authenticated with, 16 to 64 bytes; None: nothing is.
         datagram_max_bytes: the largest datagram; None: by path, see `datagram_limit`.
         snapshot_slots, snapshot_log_mb: a snapshot is made after so many slots, or when the log has
-            grown to so many MiB.
+            grown by so many MiB more than the state.
         store: limits of the key-value store that are not the usual ones, by their names in `KvLimits`.
         print_chosen: log one line for each chosen value.
         warnings: lines to be logged at the start.

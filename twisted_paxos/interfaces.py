@@ -43,8 +43,11 @@ class IAcceptorStorage(Interface):
             StorageError: it cannot be opened or made.
         """
 
-    def write(records: Sequence[Record]) -> Deferred[None]:
+    def write(records: Sequence[Record], then: Callable[[], None] | None = None) -> Deferred[None]:
         """Make ``records`` durable; fires when they, and all written before them, are synced.
+
+        ``then`` is called at that moment, before the Deferred fires, where the disk's work runs: perhaps
+        in another thread. It must not block, nor raise. It is not called when the write fails.
 
         Writes are ordered: one queue, Deferreds fire in the order of the calls, never
         inside the call. A SavePromise is on disk, in both copies, before any record behind
@@ -175,6 +178,12 @@ class IMessenger(Interface):
         """Send to each of ``uids``, or, for `core.effects.OTHERS`, to every other node that is known.
 
         Encodes once. Unknown ids are ignored, nothing is raised.
+        """
+
+    def prepare(uid: str, message: Message) -> Callable[[], None] | None:
+        """Encode a message now; the call that is returned sends it, from whatever thread.
+
+        None when ``uid`` is not known, or the message cannot be sent that way: use `send`.
         """
 
 

@@ -353,7 +353,8 @@ class PersistentPaxosNode(Service):
             raise
 
     def _by_link(self, envelope: Envelope) -> None:
-        self.protocol.envelope_received(envelope, None)
+        with self.turn:
+            self.protocol.envelope_received(envelope, None)
 
     def stopService(self) -> Deferred[Any]:
         """Stop taking part; fires when ports are closed and storage is synced."""
@@ -425,18 +426,16 @@ class PersistentPaxosNode(Service):
             return Effects()
 
     def _perform(self, effects: Effects) -> None:
-        if not self._stopping:
-            # Also where nothing is to be done: a time may be earlier now.
-            self.turn.plan()
-            if effects:
-                self.performer.perform(effects)
+        if effects and not self._stopping:
+            self.performer.perform(effects)
 
     def _settle(self) -> None:
         """The end of a turn, first part: what others wait for."""
         if self._stopping:
             return
         now_s = self._reactor.seconds()
-        self._perform(self._decide(self.reads.ask, now_s))
+        if self.reads.asks:
+            self._perform(self._decide(self.reads.ask, now_s))
         self._perform(self._decide(self.replica.flush, now_s))
         self.performer.write_now()
 

@@ -48,6 +48,11 @@ class NodeReads:
         self._new.append(waiting)
         return waiting
 
+    @property
+    def asks(self) -> bool:
+        """Whether `ask` has something to ask."""
+        return bool(self._new)
+
     def ask(self, now_s: float) -> Effects:
         """One question for all that are new."""
         if not self._new:

@@ -29,6 +29,7 @@ from twisted_paxos.interfaces import (
     ISnapshotStorage,
     ISnapshotWriter,
 )
+from twisted_paxos.pacing import Growth, Pace
 from twisted_paxos.statemachine.replicated import Header, ReplicatedState, Sets
 
 log = Logger()
@@ -45,11 +46,17 @@ GROUP_BYTES = 1 << 18
     storage-piece = 1*( length piece )     ; length: 4 bytes, big-endian
 """
 
+LARGE_GROUP_BYTES = 7 << 16
+"""The same while the log grows fast: fewer syncs, each still one step of storage."""
+
+TURN_S = 0.002
+"""Pieces of the state are made for so long in one turn of the reactor, while the log grows fast."""
+
+HURRY_SHARE = 0.5
+"""When so much of what the log may grow by is used, the snapshot makes no pauses."""
+
 READER_IDLE_S = 30.0
 """An open snapshot that no peer asked for is closed after this long."""
-
-PACE_FIRST_SHARE = 1 / 8
-"""Of what the log may grow by while a snapshot is written, so much may come at once."""
 
 RETRY_FIRST_S = 0.2
 RETRY_MAX_S = 2.0
@@ -61,7 +68,7 @@ class Policy(NamedTuple):
 
     Attributes:
         slots: after so many applied slots.
-        log_bytes: or when the log has grown by this much since the last one.
+        log_bytes: or when the log has grown by this much more than the state since the last one.
         pause_s: between two pieces, at least; and at least as long as the piece took.
     """
 
@@ -77,31 +84,6 @@ class Policy(NamedTuple):
 
 
 DEFAULT_POLICY = Policy()
-
-
-class _Pace:
-    """Whether the snapshot being written keeps up with the log that grows meanwhile.
-
-    Args:
-        log_bytes: size of the log at its beginning.
-        expected_bytes: how large it will be, about.
-        room_bytes: what the log may grow by until it is complete.
-
-    Attributes:
-        written_bytes: how much of it is on disk.
-    """
-
-    def __init__(self, log_bytes: int, expected_bytes: int, room_bytes: int) -> None:
-        self.written_bytes = 0
-        self._began_bytes = log_bytes
-        self._expected_bytes = max(1, expected_bytes)
-        self._room_bytes = room_bytes
-
-    def used(self, log_bytes: int) -> float:
-        """The share that is used of what the log may have grown by as of now."""
-        done = min(1.0, self.written_bytes / self._expected_bytes)
-        share = PACE_FIRST_SHARE + (1 - PACE_FIRST_SHARE) * done
-        return (log_bytes - self._began_bytes) / (share * self._room_bytes)
 
 
 class SnapshotMaker:
@@ -146,9 +128,10 @@ class SnapshotMaker:
         self._served_from = served_from
         self._hold = hold
         self._holds = False
-        self._pace: _Pace | None = None
+        self._pace: Pace | None = None
         self._policy = policy
-        self._floor_bytes = 0
+        self._growth: Growth | None = None
+        self._data_share = 1.0
         self._log_start = 1
         self._stopped = False
 
@@ -160,7 +143,7 @@ class SnapshotMaker:
             self.make()
 
     def _watch_pace(self) -> None:
-        late = self._pace is not None and self._pace.used(self._storage.log_bytes) >= 1
+        late = self._pace is not None and self._pace.used() >= 1
         if late != self._holds:
             self._holds = late
             self._hold(late)
@@ -171,7 +154,12 @@ class SnapshotMaker:
         since = self._state.applied_upto - self._storage.snapshot_slot
         if since >= self._policy.slots:
             return True
-        return since > 0 and self._storage.log_bytes > self._floor_bytes + self._policy.log_bytes
+        # Before the first one, all of the log counts.
+        excess_bytes = self._growth.excess_bytes() if self._growth else self._storage.log_bytes
+        return since > 0 and excess_bytes > self._policy.log_bytes
+
+    def _from_now(self) -> Growth:
+        return Growth(self._storage, self._state, self._data_share)
 
     def make(self) -> Deferred[None]:
         """Make one now, of what is applied; fires when it is complete or was given up."""
@@ -179,26 +167,29 @@ class SnapshotMaker:
         slot = self._state.applied_upto
         pieces = self._state.snapshot(self._sets(slot))
         writer = self._storage.begin_snapshot(slot)
-        log_bytes = self._storage.log_bytes
         # What is new came by the log: the snapshot is hardly larger than the last one and that.
-        self._pace = _Pace(log_bytes, self._storage.snapshot_bytes + log_bytes, self._policy.room_bytes)
+        expected_bytes = self._storage.snapshot_bytes + self._storage.log_bytes
+        self._pace = Pace(self._from_now(), expected_bytes, self._policy.room_bytes)
         self.running = Deferred.fromCoroutine(self._write(writer, pieces))
         self.running.addErrback(self._failed, writer)
         self.running.addBoth(self._ended)
         return self.running or Deferred()
 
     async def _write(self, writer: ISnapshotWriter, pieces: Iterator[bytes]) -> None:
-        started_s = self._clock.seconds()
+        started_s = turn_s = self._clock.seconds()
+        state_bytes = self._state.size_bytes
         size_bytes = 0
         try:
             group = bytearray()
             for piece in pieces:
                 group += len(piece).to_bytes(4, "big") + piece
-                if len(group) >= GROUP_BYTES:
+                if len(group) >= (LARGE_GROUP_BYTES if self._hurries else GROUP_BYTES):
                     size_bytes += len(group)
                     await self._write_group(writer, group)
-                # Making a piece is work for the reactor's thread: other work goes on in between.
-                await deferLater(self._clock, 0)
+                if not self._hurries or self._clock.seconds() - turn_s >= TURN_S:
+                    # Making a piece is work for the reactor's thread: other work goes on in between.
+                    await deferLater(self._clock, 0)
+                    turn_s = self._clock.seconds()
                 if self._stopped:
                     writer.abort()
                     return
@@ -206,13 +197,14 @@ class SnapshotMaker:
             await self._write_group(writer, group)
         finally:
             pieces.close()  # type: ignore[attr-defined]
+        self._data_share = min(1.0, size_bytes / max(1, state_bytes))
         await writer.finish()
         # A peer that fetches an older snapshot will want the log from there on.
         keep_from = max(1, min(writer.slot - self._keep_slots(writer.slot), self._served_from() + 1))
         # Told first: nobody may be promised a slot that is about to go.
         self._compacted(keep_from)
         self._log_start = log_start = await self._storage.compact(keep_from - 1)
-        self._floor_bytes = self._storage.log_bytes
+        self._growth = self._from_now()
         took_s = self._clock.seconds() - started_s
         self.made += 1
         self.durations.observe(took_s)
@@ -223,6 +215,11 @@ class SnapshotMaker:
             seconds=round(took_s, 3),
             start=log_start,
         )
+
+    @property
+    def _hurries(self) -> bool:
+        """Whether the log grows so fast that the snapshot must take all the time that it can get."""
+        return self._pace is not None and self._pace.used() >= HURRY_SHARE
 
     async def _write_group(self, writer: ISnapshotWriter, group: bytearray) -> None:
         """Write what was gathered, and pause: as long as it took, so that the log has its turn.
@@ -237,7 +234,7 @@ class SnapshotMaker:
         self._pace.written_bytes += len(group)
         group.clear()
         self._watch_pace()
-        if self._pace.used(self._storage.log_bytes) < 0.5:
+        if not self._hurries:
             took_s = self._clock.seconds() - before_s
             await deferLater(self._clock, max(self._policy.pause_s, took_s))
 
@@ -254,7 +251,7 @@ class SnapshotMaker:
         self.failed += 1
         writer.abort()
         log.error("no snapshot of slot {slot}: {error}", slot=writer.slot, error=failure.getErrorMessage())
-        self._floor_bytes = self._storage.log_bytes
+        self._growth = self._from_now()
 
     def _ended(self, outcome: object) -> object:
         self.running = self._pace = None

@@ -121,7 +121,8 @@ def promise_not_saved() -> Mutant:
 
     def broken(self: Acceptor, sender: Any, message: Any) -> Effects:
         effects = on_prepare(self, sender, message)
-        effects.records = [one for one in effects.records if not isinstance(one, SavePromise)]
+        if effects.records:
+            effects.records = [one for one in effects.records if not isinstance(one, SavePromise)]
         return effects
 
     return patch.object(Acceptor, "on_prepare", broken)
@@ -133,7 +134,8 @@ def accept_not_saved() -> Mutant:
 
     def broken(self: Acceptor, sender: Any, message: Any) -> Effects:
         effects = on_accept(self, sender, message)
-        effects.records = [one for one in effects.records if not isinstance(one, SaveAccepted)]
+        if effects.records:
+            effects.records = [one for one in effects.records if not isinstance(one, SaveAccepted)]
         return effects
 
     return patch.object(Acceptor, "on_accept", broken)
@@ -144,7 +146,8 @@ def reply_before_sync() -> Mutant:
     perform = PureNode.perform
 
     def broken(self: PureNode, effects: Effects) -> None:
-        effects.sends, effects.replies = effects.sends + effects.replies, []
+        if effects.replies:
+            effects.sends, effects.replies = effects.sends + effects.replies, []
         perform(self, effects)
 
     return patch.object(PureNode, "perform", broken)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -30,6 +30,7 @@ class HeldStorage:
 
     def __init__(self) -> None:
         self.writes: list[tuple[list[Record], Deferred[None]]] = []
+        self.thens: list[Callable[[], None] | None] = []
         self.noted = 0
         self.log: dict[int, SlotEntry] = {}
         self.hold_reads = False
@@ -40,14 +41,16 @@ class HeldStorage:
         """Not used here."""
         raise AssertionError("the test builds what it needs")
 
-    def write(self, records: Sequence[Record]) -> Deferred[None]:
+    def write(self, records: Sequence[Record], then: Callable[[], None] | None = None) -> Deferred[None]:
         """Hold it."""
         done: Deferred[None] = Deferred()
+        self.thens.append(then)
         self.writes.append((list(records), done))
         return done
 
     def finish(self, error: Exception | None = None) -> None:
         """The oldest write that is held ends: stored, or failed."""
+        then = self.thens[self._done]
         records, done = self.writes[self._done]
         self._done += 1
         if error is not None:
@@ -56,6 +59,8 @@ class HeldStorage:
         for record in records:
             if isinstance(record, (SaveAccepted, SaveChosen)):
                 self.log[record.slot] = SlotEntry(record.slot, record.ballot, record.value)
+        if then is not None:
+            then()
         done.callback(None)
 
     @property
@@ -106,3 +111,7 @@ class RememberingMessenger:
     def send(self, uids: Sequence[str], message: Any) -> None:
         """Remember it; ``*`` stands for all others."""
         self.left.append((("*",) if tuple(uids) == OTHERS else tuple(uids), message))
+
+    def prepare(self, uid: str, message: Any) -> Callable[[], None] | None:
+        """Remember it once it is sent."""
+        return lambda: self.left.append(((uid,), message))

@@ -126,6 +126,34 @@ class OrderTests(PerformerCase):
         self.assertEqual(self.left, [Accepted(ballot("1.A"), (1,))])
         self.assertEqual(self.own, [Accepted(ballot("1.A"), (1,))])
 
+    def vote(self, slot: int, at: str = "1.B") -> Effects:
+        """What this node's acceptor asks for while B leads."""
+        return Effects([record(slot, at)], replies=[Send(("B",), Accepted(ballot(at), (slot,)))])
+
+    def test_rule1VoteForALeaderLeavesWithItsSync(self) -> None:
+        """Rule 1: a follower's vote leaves once, where its sync ended, before the reactor is told."""
+        self.perform(self.vote(1), self.vote(2))
+        self.assertEqual(self.left, [])
+        self.storage.finish()
+        self.assertEqual(self.messenger.left, [(("B",), Accepted(ballot("1.B"), (1, 2)))])
+        self.assertEqual((self.performer.voted, self.performer.voted_upto), (ballot("1.B"), 2))
+
+    def test_rule1VoteOfARefusedWriteWaits(self) -> None:
+        """Rule 1: with a full disk no vote leaves; with the write that succeeds it does."""
+        self.perform(self.vote(1))
+        self.storage.finish(StorageFull("no room"))
+        self.assertEqual((self.left, self.performer.voted_upto), ([], 0))
+        self.clock.advance(FULL_RETRY_S)
+        self.storage.finish()
+        self.assertEqual(self.left, [Accepted(ballot("1.B"), (1,))])
+
+    def test_rule1StoppedNodeDoesNotVote(self) -> None:
+        """A node that may not speak any more says nothing, also from the disk's thread."""
+        self.perform(self.vote(1))
+        self.performer.stop()
+        self.storage.finish()
+        self.assertEqual(self.left, [])
+
     def test_rule1EndOfAnEarlierWriteReleasesOnlyItsOwn(self) -> None:
         """Rule 1: what was asked for during a write belongs to the next one, and waits for that."""
         self.perform(accept(1))

@@ -6,12 +6,13 @@ from unittest import mock
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.core.transcript import entry, sender, steady
+from tests.core.test_replica import ReplicaCase
+from tests.core.transcript import entry, sender, steady, value
 from tests.protocols.test_messenger import HOSTS, PORT, MessengerCase, large
 from tests.storage.node import Node
 from tests.test_node import ClusterCase
 from twisted_paxos.core import limits
-from twisted_paxos.core.messages import Chosen
+from twisted_paxos.core.messages import Accept, Accepted, Chosen
 from twisted_paxos.core.records import Identity, Recovered
 from twisted_paxos.core.replica import Replica, ReplicaSettings
 from twisted_paxos.errors import StorageDamaged, StorageError
@@ -36,6 +37,23 @@ class FullPipelineTests(ClusterCase):
         with mock.patch.object(node._reactor, "callLater") as call_later, node.turn:
             pass
         self.assertNotIn(0, [call.args[0] for call in call_later.call_args_list])
+
+
+class FullWindowTests(ReplicaCase):
+    """Seed 154: a leader that could not fetch what it had proposed itself."""
+
+    def test_own_values_are_kept(self) -> None:
+        """A leader whose own acceptor has no room moves on over what the others choose, and stores it."""
+        leader = self.replica(self.leader)
+        first, second = (leader.log.chosen_upto + number for number in (1, 2))
+        own = leader.proposer.ballot
+        with mock.patch.object(limits, "WINDOW_MAX_BYTES", 1):
+            for slot in (first, second):
+                self.give(self.leader, self.leader, Accept(own, slot, value(slot), first - 1))
+        for uid in (self.follower, self.third):
+            effects = self.give(uid, self.leader, Accepted(own, (first, second)))
+        self.assertEqual([entry.slot for entry in effects.chosen], [first, second])
+        self.assertEqual([record.slot for record in effects.records], [second])
 
 
 class FreshNodeTests(SynchronousTestCase):

@@ -127,6 +127,22 @@ class StorageContract(StorageCase):
         self.settle(last)
         self.assertEqual(order, list(range(7)))
 
+    def test_then_is_called_when_synced(self) -> None:
+        """`then` is called once, in order, before the Deferred fires; not for a write that fails."""
+        storage = self.started()
+        order: list[str] = []
+        storage.write([SavePromise(FIRST)], lambda: order.append("then 1")).addCallback(
+            lambda _: order.append("1")
+        )
+        last = storage.write([accepted(1)], lambda: order.append("then 2"))
+        self.settle(last.addCallback(lambda _: order.append("2")))
+        self.assertEqual([one for one in order if "then" in one], ["then 1", "then 2"])
+        self.assertLess(order.index("then 1"), order.index("1"))
+        self.assertLess(order.index("then 2"), order.index("2"))
+        failing = storage.write([accepted(1, SECOND)], lambda: order.append("then 3"))
+        self.settle_failure(failing, StorageFailed)
+        self.assertNotIn("then 3", order)
+
     def test_read_sees_earlier_writes(self) -> None:
         """A read returns what was written before it, also when that is not synced yet."""
         storage = self.started()

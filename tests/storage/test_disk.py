@@ -9,7 +9,7 @@ import subprocess
 import sys
 from random import Random
 
-from twisted.trial.unittest import SynchronousTestCase
+from twisted.trial.unittest import SkipTest, SynchronousTestCase
 from zope.interface.verify import verifyClass, verifyObject
 
 from twisted_paxos.errors import StorageError, StorageLocked
@@ -314,12 +314,41 @@ class OsDiskTests(DiskContract, SynchronousTestCase):
         """A file for which there is no room is not left behind half."""
         disk = self.formatted()
 
-        def full(fd: int, size_bytes: int) -> None:
+        def full(fd: int, size_bytes: int, filled: bool) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
         self.patch(disk_module, "_reserve", full)
         self.assertRaises(OSError, disk.create, "b", 1 << 20)
         self.assertEqual(disk.names(), ["a", "lock"])
+
+    def test_reserved_only(self) -> None:
+        """A file whose zeros are not worth writing has its size and its zeros all the same."""
+        disk = self.formatted()
+        written: list[int] = []
+        self.patch(disk_module, "_write_all", lambda fd, data, offset: written.append(len(data)))
+        disk.create("filled", 5_000)
+        disk.create("reserved", 5_000, False)
+        self.assertEqual(sum(written), 5_000 if sys.platform != "darwin" else 10_000)
+        self.assertEqual(disk.read("reserved"), bytes(5_000 if sys.platform != "darwin" else 0))
+
+    def test_large_writes_leave_the_cache(self) -> None:
+        """Once they are synced, the whole pages of large writes are let go; small ones stay."""
+        if not hasattr(os, "posix_fadvise"):
+            raise SkipTest("no posix_fadvise here")
+        disk = self.formatted()
+        dropped: list[tuple[int, int]] = []
+        self.patch(os, "posix_fadvise", lambda fd, start, size, advice: dropped.append((start, size)))
+        disk.create("b", 0)
+        disk.write_at("b", 0, b"small")
+        disk.sync("b")
+        self.assertEqual(dropped, [])
+        size_bytes = disk_module.LARGE_WRITE_BYTES
+        disk.write_at("b", 5, bytes(size_bytes))
+        disk.write_at("b", 5 + size_bytes, bytes(size_bytes))
+        self.assertEqual(dropped, [])
+        disk.sync("b")
+        disk.sync("b")
+        self.assertEqual(dropped, [(5, 2 * size_bytes - 5)])
 
     def test_mount_point(self) -> None:
         """A directory that cannot be replaced, as a mount point, is one clear line."""

@@ -324,6 +324,30 @@ class SegmentTests(SynchronousTestCase):
         self.assertEqual((ranges[0][0], ranges[-1][1]), (1, 40))
         self.assertTrue(all(later[0] == earlier[1] + 1 for earlier, later in pairwise(ranges)))
 
+    def test_zeros_only_for_small_records(self) -> None:
+        """The next segment is filled with zeros after small records, and only reserved after large ones."""
+        disk, filled = SimulatedDisk(), []
+        create = disk.create
+
+        def noted(name: str, size_bytes: int, fills: bool = True) -> None:
+            if name.startswith("next-"):
+                filled.append(fills)
+            create(name, size_bytes, fills)
+
+        disk.create = noted  # type: ignore[method-assign]
+        node = Node(disk, 1 << 20)
+        node.start()
+        node.write(SavePromise(FIRST))
+        for slot in range(1, 10):
+            node.write(accepted(slot, size_bytes=60_000))
+        self.assertEqual(filled, [True])
+        for slot in range(10, 30):
+            node.write(accepted(slot, size_bytes=300_000))
+        self.assertFalse(any(filled[-4:]))
+        for slot in range(30, 90):
+            node.write(accepted(slot, size_bytes=60_000))
+        self.assertTrue(filled[-1])
+
     def test_leftover_reservation_is_removed(self) -> None:
         """A reserved segment that was never used is not taken for a part of the log."""
         disk = SimulatedDisk()

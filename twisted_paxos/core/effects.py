@@ -8,7 +8,7 @@ Handlers return `Effects` and touch nothing outside themselves. One place perfor
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from twisted_paxos.core.messages import Accepted, SlotEntry
 from twisted_paxos.core.records import Record
@@ -110,6 +110,42 @@ class Effects:
     def __repr__(self) -> str:
         parts = [f"{name}={getattr(self, name)!r}" for name in self.__slots__ if getattr(self, name)]
         return f"Effects({', '.join(parts)})"
+
+
+class _Nothing(Effects):
+    """Asks for nothing, and cannot be made to."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        for name in ("records", "sends", "replies", "chosen", "reads", "readable"):
+            object.__setattr__(self, name, ())
+        for name in ("behind", "lost"):
+            object.__setattr__(self, name, "")
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AssertionError("NOTHING is shared: whoever asks for something makes its own `Effects`")
+
+    def add(self, other: Effects) -> None:
+        """As above."""
+        raise AssertionError("NOTHING is shared: use `joined`")
+
+    def __bool__(self) -> bool:
+        return False
+
+
+NOTHING: Final = _Nothing()
+"""What most messages lead to: one for all, as this is asked for several times with each."""
+
+
+def joined(first: Effects, second: Effects) -> Effects:
+    """What both ask for, in this order; either may be `NOTHING`, and neither is used again."""
+    if not second:
+        return first
+    if not first:
+        return second
+    first.add(second)
+    return first
 
 
 def merge_accepted(replies: list[Send]) -> list[Send]:

@@ -21,7 +21,7 @@ from __future__ import annotations
 import msgspec
 
 from twisted_paxos.core.ballot import NO_BALLOT, ProposalID
-from twisted_paxos.core.effects import Effects, Send
+from twisted_paxos.core.effects import NOTHING, Effects, Send
 from twisted_paxos.core.messages import (
     AskDescent,
     Descent,
@@ -253,13 +253,13 @@ class Formation:
         if isinstance(message, AskDescent):
             return False, self._tell_descent(sender, message)
         if sender.uid == self.me.uid:
-            return sender == self.me, Effects()
+            return sender == self.me, NOTHING
         if not self.membership.is_member(sender):
-            return True, Effects()
+            return True, NOTHING
         start = (sender.boot, sender.boot_id)
         recorded = self._recorded.get(sender.incarnation, (0, ""))
         if start == recorded:
-            return True, Effects()
+            return True, NOTHING
         # The one that is being written down counts already as the one to come from.
         known = self._recording.get(sender.incarnation, recorded)
         if start == known:

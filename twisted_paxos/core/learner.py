@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from twisted_paxos.core import limits
 from twisted_paxos.core.ballot import ProposalID
-from twisted_paxos.core.effects import Effects, ReadChosen, Send
+from twisted_paxos.core.effects import NOTHING, Effects, ReadChosen, Send
 from twisted_paxos.core.log import Log
 from twisted_paxos.core.messages import Accepted, Chosen, Commit, Fetch, Message, Sender, SlotEntry
 from twisted_paxos.core.quorum import Membership
@@ -71,7 +71,7 @@ class Learner:
         """Count one acceptor's votes."""
         if max(message.slots, default=0) <= self.log.chosen_upto:
             # A majority was there before: with five voters, two Accepteds of each slot come too late.
-            return Effects()
+            return NOTHING
         for slot in message.slots:
             if slot <= self.log.chosen_upto:
                 continue
@@ -109,10 +109,10 @@ class Learner:
             leader: the ballot that it leads, when it does: only then is it more than a hint.
         """
         if chosen_upto <= self.log.chosen_upto:
-            return Effects()
+            return NOTHING
         self._want(source, chosen_upto, now_s)
         if leader is None:
-            return Effects()
+            return NOTHING
         last = min(chosen_upto, self.log.highest)
         for slot in range(self.log.chosen_upto + 1, last + 1):
             entry = self.log.entries.get(slot)
@@ -127,13 +127,18 @@ class Learner:
 
     def _advance(self, now_s: float) -> Effects:
         """Move on over what is chosen and here; plan to fetch what is chosen and missing."""
-        effects = Effects()
         before = self.log.chosen_upto
-        effects.chosen, unsaved = self.log.advance()
-        effects.records += [SaveChosen(entry.slot, entry.ballot, entry.value) for entry in unsaved]
+        moved, unsaved = self.log.advance()
+        if not moved:
+            self._plan(now_s)
+            return NOTHING
+        effects = Effects()
+        effects.chosen = moved
+        if unsaved:
+            effects.records += [SaveChosen(entry.slot, entry.ballot, entry.value) for entry in unsaved]
         for slot in range(before + 1, self.log.chosen_upto + 1):
             self._votes.pop(slot, None)
-        if effects.chosen and not self._asked:
+        if not self._asked:
             self._fetch_at_s = None
         self._plan(now_s)
         return effects

@@ -24,7 +24,7 @@ from msgspec import Raw
 
 from twisted_paxos.core import limits
 from twisted_paxos.core.ballot import NO_BALLOT, ProposalID
-from twisted_paxos.core.effects import EVERYONE, OTHERS, Effects, Send
+from twisted_paxos.core.effects import EVERYONE, NOTHING, OTHERS, Effects, Send
 from twisted_paxos.core.histogram import Histogram
 from twisted_paxos.core.learner import Learner
 from twisted_paxos.core.log import Log
@@ -298,9 +298,9 @@ class Proposer:
         """Go on with whatever the present state allows: finish phase 1, propose what waits."""
         if self.phase is Phase.PREPARING and self._base is not None and self.log.chosen_upto >= self._base:
             self._finish_phase_1(self._base, now_s)
-        effects = Effects()
         if self.phase is not Phase.LEADING or self._sets != self.membership.sets:
-            return effects
+            return NOTHING
+        effects = Effects()
         if self._in_flight:
             self._retire(now_s)
         while len(self._in_flight) < limits.PIPELINE_SLOTS:
@@ -339,11 +339,11 @@ class Proposer:
         """Tell the others what is chosen: now if one of them waits for it, else when no Accept does it."""
         upto, told_upto = self.log.chosen_upto, self._told_upto
         if told_upto >= upto or self.phase is not Phase.LEADING:
-            return Effects()
+            return NOTHING
         if self._awaited_upto <= told_upto and (self._tell_at_s is None or now_s < self._tell_at_s):
             if self._tell_at_s is None:
                 self._tell_at_s = now_s + TELL_S
-            return Effects()
+            return NOTHING
         self._told(upto)
         return Effects(sends=[Send(OTHERS, Commit(self.ballot, upto))])
 

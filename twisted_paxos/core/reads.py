@@ -188,6 +188,8 @@ class Reads:
     def deadline_s(self) -> float | None:
         """When `tick` wants to be called."""
         deadline_s = self._repeat_at_s
+        if not self._asked:
+            return deadline_s
         for _, retry_at_s, _ in self._asked.values():
             if deadline_s is None or retry_at_s < deadline_s:
                 deadline_s = retry_at_s

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from twisted_paxos.core import limits
 from twisted_paxos.core.acceptor import Acceptor
 from twisted_paxos.core.ballot import NO_BALLOT, ProposalID
-from twisted_paxos.core.effects import OTHERS, Effects, Send
+from twisted_paxos.core.effects import NOTHING, OTHERS, Effects, Send, joined
 from twisted_paxos.core.election import Election, TakeOver
 from twisted_paxos.core.formation import Formation
 from twisted_paxos.core.learner import Learner
@@ -243,13 +243,24 @@ class Replica:
         if not self.membership.is_member(sender) or message.ballot.uid != sender.uid:
             return Effects()
         effects = self.acceptor.on_accept(sender, message)
-        if sender.uid != self.settings.uid:
+        if sender.uid == self.settings.uid:
+            self._keep_own(message)
+        else:
             self._give_way_to(message.ballot)
             if message.ballot >= self.acceptor.promised:
                 self.election.heard_leader(message.ballot, now_s)
             chosen = self.learner.on_chosen_upto(sender.uid, message.chosen_upto, message.ballot, now_s)
-            effects.add(self._learned(chosen, now_s))
+            effects = joined(effects, self._learned(chosen, now_s))
         return effects
+
+    def _keep_own(self, message: Accept) -> None:
+        """A leader has the values that it proposes, also when its own acceptor has no room for them.
+
+        Votes come to it alone: if it had to fetch what they choose, nobody would know of it.
+        """
+        missing = message.slot not in self.log.entries and message.slot > self.log.chosen_upto
+        if missing and message.ballot == self.proposer.ballot:
+            self.log.put(message.slot, message.ballot, message.value, saved=False)
 
     def _on_accepted(self, sender: Sender, message: Accepted, now_s: float) -> Effects:
         if not self.membership.is_member(sender):
@@ -260,7 +271,7 @@ class Replica:
         self.formation.reported(sender, message.ballot, last)
         if last <= self.log.chosen_upto:
             # The vote that comes after a majority, for every slot: it changes nothing.
-            return Effects()
+            return NOTHING
         return self._learned(self.learner.on_accepted(sender, message, now_s), now_s)
 
     def _on_commit(self, sender: Sender, message: Commit, now_s: float) -> Effects:
@@ -274,7 +285,7 @@ class Replica:
         led = self.proposer.leading
         effects = self.proposer.on_promise(sender, message, now_s)
         if self.proposer.leading and not led:
-            effects.add(self._news(now_s))
+            effects = joined(effects, self._news(now_s))
         return effects
 
     def _on_nack(self, sender: Sender, message: Nack, now_s: float) -> Effects:
@@ -291,16 +302,15 @@ class Replica:
             self._give_way_to(entry.ballot)
         effects = self._learned(self.learner.on_chosen(sender, message, now_s), now_s)
         led = self.proposer.leading
-        effects.add(self.proposer.advance(now_s))
+        effects = joined(effects, self.proposer.advance(now_s))
         if self.proposer.leading and not led:
-            effects.add(self._news(now_s))
+            effects = joined(effects, self._news(now_s))
         return effects
 
     def _on_heartbeat(self, sender: Sender, message: Heartbeat, now_s: float) -> Effects:
         effects = self._heard(sender, message.status, None, now_s)
         reply = HeartbeatReply(message.round, self.status(now_s))
-        effects.sends.append(Send((sender.uid,), reply))
-        return effects
+        return joined(effects, Effects(sends=[Send((sender.uid,), reply)]))
 
     def _on_heartbeat_reply(self, sender: Sender, message: HeartbeatReply, now_s: float) -> Effects:
         return self._heard(sender, message.status, message.round, now_s)
@@ -320,9 +330,8 @@ class Replica:
         chosen = self.learner.on_chosen_upto(sender.uid, status.chosen_upto, leads, now_s)
         effects = self._learned(chosen, now_s)
         if self.proposer.phase is not Phase.IDLE:
-            effects.add(self.proposer.advance(now_s))
-        effects.add(self._elect(now_s))
-        return effects
+            effects = joined(effects, self.proposer.advance(now_s))
+        return joined(effects, self._elect(now_s))
 
     def _on_forward(self, sender: Sender, message: Forward, now_s: float) -> Effects:
         fits = all(len(command.payload) <= limits.PAYLOAD_MAX_BYTES for command in message.commands)
@@ -468,8 +477,9 @@ class Replica:
     def flush(self, now_s: float) -> Effects:
         """Go on as far as this turn allows: one value, or one Forward, for all the commands that came in."""
         effects = self.requests.pump(self.leader, self.settings.uid, self.proposer.enqueue, now_s)
-        effects.add(self.proposer.advance(now_s))
-        return effects
+        if self.proposer.phase is Phase.IDLE:
+            return effects
+        return joined(effects, self.proposer.advance(now_s))
 
     def read(self, now_s: float) -> tuple[int, Effects]:
         """Begin a linearizable read; see `Reads.ask`."""

@@ -16,7 +16,7 @@ from msgspec import Raw
 
 from twisted_paxos.core import limits
 from twisted_paxos.core.ballot import NO_BALLOT, ProposalID
-from twisted_paxos.core.effects import Effects, Send
+from twisted_paxos.core.effects import NOTHING, Effects, Send
 from twisted_paxos.core.messages import Command, Forward, ForwardReply, Numbered
 from twisted_paxos.core.proposer import COMMAND_OVERHEAD_BYTES
 from twisted_paxos.core.runs import client_runs
@@ -195,9 +195,9 @@ class Requests:
         if leader != self._leader:
             self._leader = leader
             self._send_again_all()
-        effects = Effects()
         if not self._unsent or leader == NO_BALLOT or now_s < self._not_before_s:
-            return effects
+            return NOTHING
+        effects = Effects()
         commands = self._still_waiting(self._unsent)
         self._unsent = []
         if leader.uid == uid:

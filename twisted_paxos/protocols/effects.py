@@ -118,6 +118,7 @@ class EffectPerformer:
         self._writing: list[Send] | None = None
         self._write_planned = False
         self._to_apply: list[SlotEntry] = []
+        self._voted_next: Accepted | None = None
         self._note_planned = False
         self._reads = 0
         self._turn = turn
@@ -200,10 +201,27 @@ class EffectPerformer:
             return
         self._write_planned = False
         records, self._records = self._records, []
-        self._writing, self._replies = self._replies, []
+        replies, self._replies = merge_accepted(self._replies), []
         self._covered_upto = self._chosen_upto
         self.waiting_since_s = self._clock.seconds()
-        self._write_records(records)
+        vote = self._prepare_vote(replies)
+        self._writing = replies
+        self._write_records(records, vote)
+
+    def _prepare_vote(self, replies: list[Send]) -> Callable[[], None] | None:
+        """Take the vote for another node out of ``replies``: the disk's thread itself sends it, once synced.
+
+        The leader waits for nothing else; so it does not wait until this node's reactor has its turn.
+        """
+        for place, (to, message) in enumerate(replies):
+            if type(message) is Accepted and to not in (EVERYONE, OTHERS, (self._uid,)):
+                send = self._messenger.prepare(to[0], message)
+                if send is None:
+                    return None
+                del replies[place]
+                self._voted_next = message
+                return lambda: None if self._stopped else send()
+        return None
 
     def apply_now(self, urgent: bool = True) -> None:
         """Apply what is known as chosen; when it is not urgent, after the write that the leader waits for.
@@ -217,11 +235,11 @@ class EffectPerformer:
             entries, self._to_apply = self._to_apply, []
             self._apply(entries)
 
-    def _write_records(self, records: list[Record]) -> None:
+    def _write_records(self, records: list[Record], vote: Callable[[], None] | None) -> None:
         if self._stopped:
             return
-        written = self._storage.write(records)
-        written.addCallbacks(self._written, self._not_written, (records,), {}, (records,), {})
+        written = self._storage.write(records, vote)
+        written.addCallbacks(self._written, self._not_written, (records,), {}, (records, vote), {})
         written.addErrback(self._broken)
 
     def _written(self, _: object, records: list[Record]) -> None:
@@ -231,6 +249,9 @@ class EffectPerformer:
     def _release(self, records: list[Record]) -> None:
         released, self._writing = self._writing, None
         assert released is not None
+        vote, self._voted_next = self._voted_next, None
+        if vote is not None:
+            self._note_vote(vote)
         self._unwritten_bytes -= _size_bytes(records) + RECORD_OVERHEAD_BYTES * len(released)
         self._note_stored(self._covered_upto if self._records else self._chosen_upto)
         self.full = False
@@ -268,7 +289,7 @@ class EffectPerformer:
         if not self._stopped and self._writing is None and not self._records:
             self._plan_write()
 
-    def _not_written(self, failure: Failure, records: list[Record]) -> None:
+    def _not_written(self, failure: Failure, records: list[Record], vote: Callable[[], None] | None) -> None:
         """No room: nothing of it is stored, and nothing that reports it leaves; try again."""
         failure.trap(StorageFull)
         if not self.full:
@@ -277,7 +298,7 @@ class EffectPerformer:
                 error=failure.getErrorMessage(),
             )
         self.full = True
-        self._clock.callLater(FULL_RETRY_S, self._write_records, records)
+        self._clock.callLater(FULL_RETRY_S, self._write_records, records, vote)
 
     def _broken(self, failure: Failure) -> None:
         if not self._stopped:
@@ -287,8 +308,7 @@ class EffectPerformer:
 
     def _send(self, send: Send) -> None:
         if type(send.message) is Accepted:
-            self.voted = max(self.voted, send.message.ballot)
-            self.voted_upto = max(self.voted_upto, *send.message.slots)
+            self._note_vote(send.message)
         if send.to == EVERYONE:
             self._messenger.send(OTHERS, send.message)
             self._to_self.append(send.message)
@@ -300,6 +320,10 @@ class EffectPerformer:
                 self._messenger.send(others, send.message)
             if len(others) != len(send.to):
                 self._to_self.append(send.message)
+
+    def _note_vote(self, vote: Accepted) -> None:
+        self.voted = max(self.voted, vote.ballot)
+        self.voted_upto = max(self.voted_upto, *vote.slots)
 
     # -- answers from storage
 

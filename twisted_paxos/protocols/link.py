@@ -31,6 +31,9 @@ LINKS_MAX = 256
 
 RECONNECT_MAX_S = 2.0
 
+SEND_BYTES = 1 << 20
+"""What is offered to the system at once, instead of Twisted's 128 KiB: frames are large here."""
+
 STUCK_S = 2.0
 """A link on which frames have waited for this long is given up for a new one."""
 
@@ -108,6 +111,7 @@ class OutgoingLink(FrameReceiver):
         self.transport.registerProducer(self, True)
         if hasattr(self.transport, "setTcpNoDelay"):
             self.transport.setTcpNoDelay(True)
+            self.transport.SEND_LIMIT = SEND_BYTES
         self.factory.link.connected(self)
 
     def connectionLost(self, reason: Any = None) -> None:

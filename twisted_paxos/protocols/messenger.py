@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from twisted.internet.defer import Deferred, gatherResults
@@ -118,6 +119,7 @@ class SocketMessenger:
         self._peers = {uid: _Peer(address) for uid, address in sorted(peers.items())}
         self._transport: Any = None
         self._send_to: Callable[[bytes, tuple[str | None, int]], object]
+        self._any_thread = False
         self._resolving: Any = None
         self._closed = False
 
@@ -127,7 +129,10 @@ class SocketMessenger:
         """The UDP port is bound: datagrams leave through it."""
         self._transport = transport
         # A `Port` checks for each datagram anew, three times, that an address is one; peers' are.
-        self._send_to = transport.socket.sendto if isinstance(transport, Port) else transport.write
+        # And a thread may use its socket.
+        real = isinstance(transport, Port)
+        self._send_to = transport.socket.sendto if real else transport.write
+        self._any_thread = real or getattr(transport, "writes_from_any_thread", False)
         self._resolve_all()
 
     def heard(self, sender: Sender, addr: tuple[Any, ...] | None) -> bool:
@@ -216,9 +221,23 @@ class SocketMessenger:
                 self._send_datagram(peer, data)
             else:
                 self._send_frame(peer, data)
+        self._count(message, count, len(data))
+
+    def _count(self, message: Message, count: int, size_bytes: int) -> None:
         name = type(message).__name__
         self.sent[name] = self.sent.get(name, 0) + count
-        self.sent_bytes += len(data) * count
+        self.sent_bytes += size_bytes * count
+
+    def prepare(self, uid: str, message: Message) -> Callable[[], None] | None:
+        """See `IMessenger.prepare`."""
+        peer = self._peers.get(uid)
+        if not self._any_thread or self._closed or peer is None or peer.ip is None:
+            return None
+        data = self._codec.encode(self._me, message)
+        if len(data) > peer.datagram_max_bytes:
+            return None
+        self._count(message, 1, len(data))
+        return partial(self._send_datagram, peer, data)
 
     def _send_datagram(self, peer: _Peer, data: bytes) -> None:
         try:

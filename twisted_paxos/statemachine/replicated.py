@@ -169,6 +169,12 @@ class ReplicatedState:
             return Applied(value.commands, lambda: decode_value(encoded).commands, *done)
         return self.apply(slot, decode_value(encoded))
 
+    @property
+    def size_bytes(self) -> int:
+        """How large the state machine says that it is, as ``size_bytes``; 0 for one that does not say."""
+        size_bytes: int = getattr(self.machine, "size_bytes", 0)
+        return size_bytes
+
     def apply(self, slot: int, value: Value) -> Applied:
         """`apply_encoded` for a value that is decoded already."""
         done = self._apply(slot, value.time_ms, value.commands, self._one_by_one)

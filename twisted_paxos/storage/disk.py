@@ -31,6 +31,11 @@ FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 _OPEN_FILES_MAX = 64
 _ZEROS = bytes(1 << 20)
+_PAGE_BYTES = 4096
+
+LARGE_WRITE_BYTES = 1 << 17
+"""What was written in pieces of at least this size leaves the system's cache once it is synced: hardly
+anybody reads it again, and fresh memory for every large value costs more than the write."""
 
 
 class IDisk(Interface):
@@ -75,8 +80,12 @@ class IDisk(Interface):
     def read_at(name: str, offset: int, size_bytes: int) -> bytes:
         """Up to ``size_bytes`` from ``offset``; fewer at the end of the file."""
 
-    def create(name: str, size_bytes: int) -> None:
-        """Make a file of zeros with all its room reserved; on failure there is none. Not synced."""
+    def create(name: str, size_bytes: int, filled: bool = True) -> None:
+        """Make a file of zeros with all its room reserved; on failure there is none. Not synced.
+
+        Args:
+            filled: the zeros are written, so that a later sync has no metadata to change.
+        """
 
     def write_at(name: str, offset: int, data: bytes) -> None:
         """Write all of ``data`` into an existing file. Not synced."""
@@ -177,20 +186,29 @@ def _write_all(fd: int, data: bytes, offset: int) -> None:
         offset += written
 
 
-def _reserve(fd: int, size_bytes: int) -> None:
+def _reserve(fd: int, size_bytes: int, filled: bool) -> None:
     """Reserve room, then fill it with zeros.
 
-    The reservation says at once when there is no room. The zeros are worth their time: a sync of a
-    block that was reserved but never written must change the file's metadata as well.
+    The reservation says at once when there is no room. The zeros are worth their time for small records:
+    a sync of a block that was reserved but never written must change the file's metadata as well.
     """
     if sys.platform != "darwin":
         try:
             os.posix_fallocate(fd, 0, size_bytes)
+            if not filled:
+                return
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
                 raise
     for offset in range(0, size_bytes, len(_ZEROS)):
         _write_all(fd, _ZEROS[: size_bytes - offset], offset)
+
+
+def _drop_cached(fd: int, start: int, end: int) -> None:
+    """Let go of the whole pages of a range that is synced; the last one in part is written again soon."""
+    end -= end % _PAGE_BYTES
+    if end > start and hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(fd, start, end - start, os.POSIX_FADV_DONTNEED)
 
 
 @implementer(IDisk)
@@ -206,6 +224,7 @@ class OsDisk:
         self.path = path
         self._flags = os.O_RDONLY if read_only else os.O_RDWR
         self._fds: OrderedDict[str, int] = OrderedDict()
+        self._unsynced: dict[str, tuple[int, int]] = {}
         self._lock_fd = -1
 
     def open(self) -> None:
@@ -305,12 +324,12 @@ class OsDisk:
             missing -= len(more)
         return b"".join(parts)
 
-    def create(self, name: str, size_bytes: int) -> None:
+    def create(self, name: str, size_bytes: int, filled: bool = True) -> None:
         """See `IDisk`."""
         path = os.path.join(self.path, name)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         try:
-            _reserve(fd, size_bytes)
+            _reserve(fd, size_bytes, filled)
         except BaseException:
             os.close(fd)
             os.remove(path)
@@ -320,10 +339,17 @@ class OsDisk:
     def write_at(self, name: str, offset: int, data: bytes) -> None:
         """See `IDisk`."""
         _write_all(self._fd(name), data, offset)
+        if len(data) >= LARGE_WRITE_BYTES:
+            start, end = self._unsynced.get(name, (offset, offset))
+            self._unsynced[name] = min(start, offset), max(end, offset + len(data))
 
     def sync(self, name: str) -> None:
         """See `IDisk`."""
-        sync_fd(self._fd(name))
+        fd = self._fd(name)
+        sync_fd(fd)
+        if name in self._unsynced:
+            start, end = self._unsynced.pop(name)
+            _drop_cached(fd, start, end)
 
     def sync_dir(self) -> None:
         """See `IDisk`."""
@@ -332,6 +358,7 @@ class OsDisk:
     def rename(self, old: str, new: str) -> None:
         """See `IDisk`."""
         os.rename(os.path.join(self.path, old), os.path.join(self.path, new))
+        self._unsynced.pop(old, None)
         self._forget(new)
         fd = self._fds.pop(old, -1)
         if fd >= 0:
@@ -382,6 +409,7 @@ class OsDisk:
             os.close(self._fds.popitem(last=False)[1])
 
     def _forget(self, name: str) -> None:
+        self._unsynced.pop(name, None)
         fd = self._fds.pop(name, -1)
         if fd >= 0:
             os.close(fd)

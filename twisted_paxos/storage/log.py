@@ -49,6 +49,10 @@ SEGMENT_BYTES = 16 << 20
 READ_CHUNK_BYTES = 256 << 10
 """What one read asks for: neighbouring records come with it."""
 
+FILL_BELOW_BYTES = 128 << 10
+"""A segment is filled with zeros ahead unless records of late were as large as this on average: then
+writing every byte twice costs more than the metadata of each sync."""
+
 _GRAIN_BYTES = 4096
 
 LogRecord: TypeAlias = SaveAccepted | SaveChosen
@@ -212,6 +216,12 @@ class SegmentedLog:
             and self._full_at != last.id
         )
 
+    @property
+    def _fills(self) -> bool:
+        """Whether the next segment is worth its zeros."""
+        last = self.last
+        return last.used_bytes < FILL_BELOW_BYTES * (self.sequence - last.first_sequence + 1)
+
     def repair(self, state: LogState) -> int:
         """Make durable what was found, and zero what was torn; returns how many bytes were dropped.
 
@@ -243,7 +253,7 @@ class SegmentedLog:
         if self._reserved.get(segment, 0) < needed:
             if self._reserved.pop(segment, 0):
                 self._disk.remove(draft_name(segment))
-            self._disk.create(draft_name(segment), needed)
+            self._disk.create(draft_name(segment), needed, self._fills)
             self._reserved[segment] = needed
             self._disk.sync(draft_name(segment))
         return self._reserved[segment]

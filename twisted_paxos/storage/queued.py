@@ -145,6 +145,7 @@ class _Write(NamedTuple):
     records: Write
     size_bytes: int
     done: Deferred[None]
+    then: Callable[[], None] | None
 
 
 @implementer(INodeStorage)
@@ -197,11 +198,11 @@ class QueuedStorage:
             raise StorageError(f"{self.description} is open: close it before it is set aside")
         return self._backend.set_aside()
 
-    def write(self, records: Sequence[Record]) -> Deferred[None]:
+    def write(self, records: Sequence[Record], then: Callable[[], None] | None = None) -> Deferred[None]:
         """See `IAcceptorStorage`."""
         if not self._open:
             return fail(StorageFailed(f"{self.description} is not open"))
-        write = self._admit(records)
+        write = self._admit(records, then)
         self._waiting.append(write)
         self._queued_bytes += write.size_bytes
         if not self._running:
@@ -283,21 +284,28 @@ class QueuedStorage:
             return
         group, self._waiting = self._waiting, []
         self._running += 1
-        commit = partial(self._commit, [write.records for write in group], self._chosen_upto)
+        commit = partial(self._commit, group, self._chosen_upto)
         self._executor.run(commit).addCallbacks(
             self._written, self._failed, callbackArgs=(group,), errbackArgs=(group,)
         )
 
-    def _admit(self, records: Sequence[Record]) -> _Write:
+    def _admit(self, records: Sequence[Record], then: Callable[[], None] | None) -> _Write:
         """Refuse values beyond the queue's bound; a promise is small and always taken."""
         size_bytes = _values_bytes(records)
         over = size_bytes and self._queued_bytes + size_bytes > self._queue_max_bytes
         if over and not any(isinstance(record, SavePromise) for record in records):
-            return _Write(StorageFull(f"{self.description}: too much waits for the disk"), 0, Deferred())
-        return _Write(records, size_bytes, Deferred())
+            return _Write(
+                StorageFull(f"{self.description}: too much waits for the disk"), 0, Deferred(), None
+            )
+        return _Write(records, size_bytes, Deferred(), then)
 
-    def _commit(self, writes: Sequence[Write], chosen_upto: int) -> list[StorageFull | None]:
-        return self._guarded(partial(self._backend.commit, writes, chosen_upto))
+    def _commit(self, group: Sequence[_Write], chosen_upto: int) -> list[StorageFull | None]:
+        writes = [write.records for write in group]
+        outcomes = self._guarded(partial(self._backend.commit, writes, chosen_upto))
+        for write, refusal in zip(group, outcomes, strict=True):
+            if write.then is not None and refusal is None:
+                write.then()
+        return outcomes
 
     def _guarded(
         self, work: Callable[[], T], harmless: type[Exception] | tuple[type[Exception], ...] = ()

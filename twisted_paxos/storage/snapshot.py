@@ -24,7 +24,7 @@ log = Logger()
 PIECE_MAX_BYTES: Final = 1 << 20
 """The largest piece of a snapshot."""
 
-STEP_BYTES: Final = 256 << 10
+STEP_BYTES: Final = 512 << 10
 """What one step writes and syncs at most."""
 
 Steps: TypeAlias = Iterator[None]

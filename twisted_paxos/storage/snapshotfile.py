@@ -228,11 +228,13 @@ class SnapshotFile:
         yield from self._append(index + end)
 
     def _append(self, data: bytes) -> Iterator[None]:
-        """Write and sync in steps.
+        """Write and sync in steps, with a yield between two.
 
         A full disk is no failure: nothing but this file is touched, and nobody relies on it yet.
         """
-        for part in cut(data, FRAME_BYTES):
+        for number, part in enumerate(cut(data, FRAME_BYTES)):
+            if number:
+                yield
             try:
                 if not self._created:
                     self._disk.create(self._name, 0)
@@ -244,7 +246,6 @@ class SnapshotFile:
                     raise
                 raise StorageFull(f"{self._disk.path}: {reason(error)}; no room for a snapshot") from error
             self._size_bytes += len(part)
-            yield
 
     def publish(self) -> None:
         """Give it its name, durably; it is sealed.

@@ -89,7 +89,8 @@ def prepare_before_sync() -> Sequence[Patch]:
 
     def take_over(original: Any, self: Proposer, above: ProposalID, now_s: float) -> Effects:
         effects = original(self, above, now_s)
-        effects.sends, effects.replies = effects.replies, []
+        if effects.replies:
+            effects.sends, effects.replies = effects.replies, []
         return effects
 
     return [wrap(Proposer, "take_over", take_over)]

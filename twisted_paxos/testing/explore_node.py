@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 from twisted_paxos.core.acceptor import Acceptor
 from twisted_paxos.core.ballot import NO_BALLOT, ProposalID
-from twisted_paxos.core.effects import Effects
+from twisted_paxos.core.effects import Effects, joined
 from twisted_paxos.core.learner import Learner
 from twisted_paxos.core.log import Log
 from twisted_paxos.core.messages import (
@@ -154,10 +154,9 @@ class Node:
     def receive(self, sender: Sender, message: Any) -> Effects:
         """Take a message, as `Replica` does; a new leader proposes in the first free slot at once."""
         led = self.proposer.leading
-        effects = self._receive(sender, message)
-        effects.add(self.proposer.advance(NOW_S))
+        effects = joined(self._receive(sender, message), self.proposer.advance(NOW_S))
         if self.proposer.leading and not led and self.proposer._next_slot == 1:
-            effects.add(self.propose())
+            effects = joined(effects, self.propose())
         return effects
 
     def _receive(self, sender: Sender, message: Any) -> Effects:
@@ -169,7 +168,7 @@ class Node:
             effects = self.acceptor.on_accept(sender, message)
             self._give_way(sender, message.ballot)
             if sender.uid != self.uid:
-                effects.add(self._claimed(sender, message.chosen_upto, message.ballot))
+                effects = joined(effects, self._claimed(sender, message.chosen_upto, message.ballot))
         elif isinstance(message, Accepted):
             self._give_way(sender, message.ballot)
             effects = self.learner.on_accepted(sender, message, NOW_S)

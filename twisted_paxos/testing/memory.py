@@ -41,6 +41,7 @@ class MemoryUDPPort:
         self.written: list[tuple[bytes, tuple[str, int] | None]] = []
         self.socket = MemorySocket()
         self.connected = False
+        self.writes_from_any_thread = True
         self.maxPacketSize = max_packet_bytes
         self._address = (interface or "0.0.0.0", port)
         self._peer: tuple[str, int] | None = None

@@ -57,7 +57,8 @@ def wrap(owner: Any, name: str, around: Callable[..., Any]) -> Patch:
 
 def without(kind: type, effects: Effects) -> Effects:
     """``effects`` without the records of one kind."""
-    effects.records = [record for record in effects.records if not isinstance(record, kind)]
+    if effects.records:
+        effects.records = [record for record in effects.records if not isinstance(record, kind)]
     return effects
 
 

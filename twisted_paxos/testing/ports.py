@@ -57,6 +57,7 @@ class UDPPort:
         self.protocol = protocol
         self.socket = SimulatedSocket()
         self.connected = False
+        self.writes_from_any_thread = True
         self.overflowed = 0
         self.maxPacketSize = max_packet_bytes
         self._source = (reactor.host, port)

@@ -180,7 +180,7 @@ class SimulatedDisk:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return bytes(self._file(name).data[offset : offset + size_bytes])
 
-    def create(self, name: str, size_bytes: int) -> None:
+    def create(self, name: str, size_bytes: int, filled: bool = True) -> None:
         """See `IDisk`."""
         self._change()
         if name in self._files:

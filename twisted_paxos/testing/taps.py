@@ -90,10 +90,13 @@ class Taps:
             checks.recovered(life, recovered)
             return recovered
 
-        def write_and_tell(records: Sequence[Record]) -> Any:
-            written = write(records)
-            written.addCallback(lambda _: checks.written(life, records))
-            return written
+        def write_and_tell(records: Sequence[Record], then: Callable[[], None] | None = None) -> Any:
+            def tell() -> None:
+                checks.written(life, records)
+                if then is not None:
+                    then()
+
+            return write(records, tell)
 
         def read_and_tell(from_slot: int, upto_slot: int, limit_bytes: int) -> Any:
             def tell(entries: list[SlotEntry]) -> list[SlotEntry]:
@@ -135,6 +138,7 @@ class Taps:
         performer: Any = node.performer
         admit = replica.formation.admit
         receive, send, apply = replica.receive, messenger.send, performer._apply
+        prepare, messenger.prepare = messenger.prepare, lambda *of: prepare_and_tell(*of)
         install = replica.install
         checks, trace = self._checks, self._trace
 
@@ -160,6 +164,16 @@ class Taps:
             checks.sent(life, message)
             trace(life.uid, uids, message)
             send(uids, message)
+
+        def prepare_and_tell(uid: str, message: Any) -> Any:
+            prepared = prepare(uid, message)
+
+            def send_and_tell() -> None:
+                checks.sent(life, message)
+                trace(life.uid, (uid,), message)
+                prepared()
+
+            return prepared and send_and_tell
 
         def apply_and_tell(entries: Sequence[SlotEntry]) -> None:
             checks.chosen(life.uid, entries)

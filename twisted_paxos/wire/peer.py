@@ -44,13 +44,14 @@ class PeerCodec:
         self.cluster = cluster
         self._key = key
         self._head = _KEYED if key else _CHECKED
+        self._head_crc = crc32c(self._head)
         self._tag_bytes = _TAG_BYTES[self._head]
         self._encode = msgspec.json.Encoder().encode
         self._decode = msgspec.json.Decoder(Envelope).decode
 
     def _tag(self, body: bytes | memoryview) -> bytes:
         if self._key is None:
-            return crc32c(body, crc32c(self._head)).to_bytes(4, "big")
+            return crc32c(body, self._head_crc).to_bytes(4, "big")
         tag = hashlib.blake2b(self._head, key=self._key, digest_size=16)
         tag.update(body)
         return tag.digest()
