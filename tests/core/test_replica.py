@@ -295,3 +295,21 @@ class LeadershipTests(ReplicaCase):
         stranger = old._replace(incarnation="usurper", boot=1, boot_id="u")
         admit = Admit(old.incarnation, self.replica(self.leader).log.chosen_upto)
         self.assertEqual(lines(self.give(stranger, self.leader, admit)), [])
+
+
+class FullWindowTests(ReplicaCase):
+    """A leader whose own acceptor is full holds nobody up: what votes choose, it alone knows."""
+
+    def test_recoveredSlots(self) -> None:
+        """Slots that it holds at an earlier ballot are chosen at its own, and it goes on."""
+        replica, node = self.replica(self.leader), self.cluster.nodes[self.leader]
+        first = replica.log.chosen_upto + 1
+        earlier = ProposalID(1_000, self.third)
+        large = Raw(bytes(value(1)) + b" " * 500)
+        for slot in (first, first + 1):
+            node.receive(self.replica(self.third).me, Accept(earlier, slot, large, first - 1))
+        self.cluster.run(0.05)
+        self.patch(limits, "WINDOW_MAX_BYTES", 2 * len(large))
+        node.perform(replica._take_over(self.cluster.now_s))
+        self.assertTrue(self.cluster.run(1, lambda: replica.log.chosen_upto > first), replica.log._chosen_at)
+        self.assertTrue(replica.proposer.leading)

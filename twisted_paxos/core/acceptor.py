@@ -24,15 +24,17 @@ class Acceptor:
         promised: as recovered from storage.
         votes: False for observers and for nodes that are not (yet) members: such a node
             keeps the values that it hears for its learner, and answers nothing.
+        uid: the node's id.
     """
 
     takes = (Prepare, Accept)
 
-    def __init__(self, log: Log, promised: ProposalID = NO_BALLOT, votes: bool = True) -> None:
+    def __init__(self, log: Log, promised: ProposalID = NO_BALLOT, votes: bool = True, uid: str = "") -> None:
         assert all(e.ballot <= promised for s, e in log.entries.items() if s not in log.unsaved)
         self.log = log
         self.promised = promised
         self.votes = votes
+        self._uid = uid
         self._promise_id = 0
 
     def receive(self, sender: Sender, message: Message, now_s: float) -> Effects:
@@ -86,9 +88,10 @@ class Acceptor:
             return message.slot >= log.log_start
         if message.slot > log.chosen_upto + limits.WINDOW_SLOTS:
             return False
-        # The next slot to be chosen is always taken: else a full window would never drain.
+        # The next slot to be chosen is always taken: else a full window would never drain. So is what this
+        # node proposes: votes go to it alone, and were it to fetch the value, nobody would know it as chosen.
         fits = log.bytes + len(message.value) <= limits.WINDOW_MAX_BYTES
-        return fits or message.slot == log.chosen_upto + 1
+        return fits or message.ballot.uid == self._uid or message.slot == log.chosen_upto + 1
 
     def _overhear(self, message: Accept) -> None:
         """Without a vote: keep the value, so that it need not be fetched once it is chosen."""

@@ -112,7 +112,7 @@ class Replica:
         self.membership = Membership(settings.voters, {})
         self.formation = Formation(recovered, self.membership, settings.heartbeat_s * 2)
         self.log = Log(recovered.chosen_upto, recovered.log_start, recovered.entries)
-        self.acceptor = Acceptor(self.log, recovered.promised, self.formation.is_voter)
+        self.acceptor = Acceptor(self.log, recovered.promised, self.formation.is_voter, settings.uid)
         self.learner = Learner(self.log, self.membership, random)
         self.proposer = Proposer(
             settings.uid, self.log, self.membership, self.learner, random, 2 * settings.heartbeat_s
@@ -243,24 +243,13 @@ class Replica:
         if not self.membership.is_member(sender) or message.ballot.uid != sender.uid:
             return Effects()
         effects = self.acceptor.on_accept(sender, message)
-        if sender.uid == self.settings.uid:
-            self._keep_own(message)
-        else:
+        if sender.uid != self.settings.uid:
             self._give_way_to(message.ballot)
             if message.ballot >= self.acceptor.promised:
                 self.election.heard_leader(message.ballot, now_s)
             chosen = self.learner.on_chosen_upto(sender.uid, message.chosen_upto, message.ballot, now_s)
             effects = joined(effects, self._learned(chosen, now_s))
         return effects
-
-    def _keep_own(self, message: Accept) -> None:
-        """A leader has the values that it proposes, also when its own acceptor has no room for them.
-
-        Votes come to it alone: if it had to fetch what they choose, nobody would know of it.
-        """
-        missing = message.slot not in self.log.entries and message.slot > self.log.chosen_upto
-        if missing and message.ballot == self.proposer.ballot:
-            self.log.put(message.slot, message.ballot, message.value, saved=False)
 
     def _on_accepted(self, sender: Sender, message: Accepted, now_s: float) -> Effects:
         if not self.membership.is_member(sender):
