@@ -43,7 +43,7 @@ class FullWindowTests(ReplicaCase):
     """Seed 154: a leader that could not fetch what it had proposed itself."""
 
     def test_own_values_are_kept(self) -> None:
-        """A leader whose own acceptor is full stores what it proposes, and moves on over what others choose."""
+        """A leader whose own acceptor is full stores what it proposes, and moves on with the others."""
         leader = self.replica(self.leader)
         first, second = (leader.log.chosen_upto + number for number in (1, 2))
         own = leader.proposer.ballot

@@ -11,6 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from twisted_paxos.core import limits
 from twisted_paxos.core.messages import Command, Value, encode_value
+from twisted_paxos.statemachine import kv
 from twisted_paxos.statemachine.commands import OPEN_SESSION, Context, Result, encode_opaque
 from twisted_paxos.statemachine.kv import KeyValueStore
 from twisted_paxos.statemachine.kvcommands import (
@@ -168,6 +169,16 @@ class ApplyTests(SynchronousTestCase):
         applied = self.state.apply_encoded(2, encode_value(2, (put(1), bad, put(3))))
         kinds = [msgspec.json.decode(result.data)["type"] for result in applied.results]
         self.assertEqual(kinds, ["put", "error", "put"])
+
+    def test_fullStore(self) -> None:
+        """Where puts are refused for the quota, a slot of many costs each of them one look."""
+        looks: list[Any] = []
+        self.patch(kv, "_is_plain", lambda payload: looks.append(payload) or True)
+        state = ReplicatedState(KeyValueStore(SMALL))
+        commands = tuple(put(number) for number in range(1, 300))
+        state.apply(1, Value(time_ms=1, commands=(OPENING,)))
+        state.apply_encoded(2, encode_value(2, commands))
+        self.assertEqual(len(looks), len(commands))
 
     def test_bytesThatAreNoValue(self) -> None:
         """Bytes that are no value are an error, and nothing is applied."""

@@ -155,10 +155,12 @@ class KeyValueStore:
             if upto > at and self._has_room(upto - at, size_bytes):
                 results += self._put_all(payloads[at:upto])
                 at = upto
-            else:
-                place = Context(context.slot, context.index + at, context.time_ms)
-                results.append(self._apply(payloads[at], place, size_bytes))
-                at += 1
+                continue
+            # With little room left, each of them is looked at; the run is not looked for again.
+            for place in range(at, max(upto, at + 1)):
+                each = Context(context.slot, context.index + place, context.time_ms)
+                results.append(self._apply(payloads[place], each, size_bytes))
+            at = max(upto, at + 1)
         return results
 
     def _apply(self, command: Payload, context: Context, size_bytes: int) -> Raw:
