@@ -159,3 +159,20 @@ class RequestsTests(SynchronousTestCase):
         self.pump("1.B")
         self.requests.applied(("c", 1))
         self.assertIsNone(self.requests.deadline_s)
+
+
+class NestingTests(SynchronousTestCase):
+    """What no node may be given to decode."""
+
+    def test_deepPayloads(self) -> None:
+        """A payload that the stack of another node might have no room for is refused; a long one is not."""
+        requests = Requests(steady)
+        for levels in (limits.PAYLOAD_SPARE_LEVELS, 900):
+            deep = Raw(b'{"type":"put","x":' + b"[" * levels + b"]" * levels + b"}")
+            if levels == 900:
+                with self.assertRaises(ValueTooLarge):
+                    requests.submit([Command("c", 1, 1, Raw(b'"small"')), Command("c", 2, 1, deep)], None)
+            else:
+                requests.submit([Command("c", 3, 1, deep)], None)
+        requests.submit([Command("c", 4, 1, Raw(b'"' + b"[" * 5_000 + b'"'))], None)
+        self.assertEqual(len(requests), 2)

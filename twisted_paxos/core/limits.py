@@ -16,6 +16,10 @@ REQUEST_MAX_BYTES: Final = 3 << 19
 PAYLOAD_MAX_BYTES: Final = REQUEST_MAX_BYTES * 4 // 3 + (64 << 10)
 """The largest encoded payload: a request of REQUEST_MAX_BYTES as base64, with what surrounds it."""
 
+PAYLOAD_SPARE_LEVELS: Final = 300
+"""A payload must be decodable this much deeper in than where it is taken. How deep decoding gets depends
+on the stack that it starts from: what one node can just decode would stop another, at every start."""
+
 FRAME_MAX_BYTES: Final = 4 * VALUE_MAX_BYTES
 """The largest message on a TCP link: an answer to a Fetch and one largest payload more."""
 

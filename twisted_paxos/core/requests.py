@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from itertools import repeat
 from typing import Any, NamedTuple, TypeAlias
 
+import msgspec
 from msgspec import Raw
 
 from twisted_paxos.core import limits
@@ -32,11 +33,29 @@ REFUSED_WAIT_S = 0.025
 Key = tuple[str, int]
 
 
+_FLAT_BYTES = 400
+"""What is smaller has no 200 levels: each takes two bytes at least."""
+
+_SPARE = b"[" * limits.PAYLOAD_SPARE_LEVELS, b"]" * limits.PAYLOAD_SPARE_LEVELS
+_skip = msgspec.json.Decoder(Raw).decode
+
+
 def check_payload(payload: Raw) -> None:
-    """Raises `ValueTooLarge` when a command's payload is over the limit."""
+    """Raises `ValueTooLarge` when a command's payload is over the limit, or nested too deeply."""
+    if len(payload) <= _FLAT_BYTES:
+        return
     if len(payload) > limits.PAYLOAD_MAX_BYTES:
         limit = limits.VALUE_MAX_BYTES
         raise ValueTooLarge(f"a value of {len(payload):,} bytes; the limit is {limit:,}")
+    data = bytes(payload)
+    if data.find(b"[") < 0 and data.find(b"{", 1) < 0:
+        return  # The usual case: looking for the first is ten times as fast as counting.
+    if data.count(b"[") + data.count(b"{") <= _FLAT_BYTES // 2:
+        return
+    try:
+        _skip(data.join(_SPARE))
+    except RecursionError:
+        raise ValueTooLarge("a value that is nested too deeply") from None
 
 
 _Waiting: TypeAlias = tuple[Command, Any]
@@ -85,7 +104,7 @@ class Requests:
 
         Raises:
             Overloaded: too much waits; none of them was taken.
-            ValueTooLarge: a payload is over the limit; none of them was taken.
+            ValueTooLarge: a payload is over the limit, or nested too deeply; none of them was taken.
         """
         try:
             self._check_room(commands)
@@ -123,9 +142,10 @@ class Requests:
 
     def _check_room(self, commands: Sequence[Command]) -> None:
         size_bytes = _size_bytes(commands)
-        if size_bytes > limits.PAYLOAD_MAX_BYTES:
+        if size_bytes > _FLAT_BYTES:
             for command in commands:
-                check_payload(command.payload)
+                if len(command.payload) > _FLAT_BYTES:
+                    check_payload(command.payload)
         if self._count + len(commands) > limits.QUEUE_MAX_COMMANDS:
             raise Overloaded(f"{self._count:,} commands wait already; try again later")
         if self._bytes + size_bytes > limits.QUEUE_MAX_BYTES:
