@@ -350,6 +350,23 @@ class OsDiskTests(DiskContract, SynchronousTestCase):
         disk.sync("b")
         self.assertEqual(dropped, [(5, 2 * size_bytes - 5)])
 
+    def test_refused_advice(self) -> None:
+        """A system that takes no advice on its cache costs nothing: the sync was complete before."""
+        if not hasattr(os, "posix_fadvise"):
+            raise SkipTest("no posix_fadvise here")
+        disk = self.formatted()
+        asked: list[int] = []
+
+        def refuse(fd: int, start: int, size: int, advice: int) -> None:
+            asked.append(size)
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+        self.patch(os, "posix_fadvise", refuse)
+        disk.create("b", 0)
+        disk.write_at("b", 0, bytes(disk_module.LARGE_WRITE_BYTES))
+        disk.sync("b")
+        self.assertEqual(asked, [disk_module.LARGE_WRITE_BYTES])
+
     def test_mount_point(self) -> None:
         """A directory that cannot be replaced, as a mount point, is one clear line."""
         disk = self.make()

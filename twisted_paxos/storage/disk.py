@@ -208,7 +208,9 @@ def _drop_cached(fd: int, start: int, end: int) -> None:
     """Let go of the whole pages of a range that is synced; the last one in part is written again soon."""
     end -= end % _PAGE_BYTES
     if end > start and hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(fd, start, end - start, os.POSIX_FADV_DONTNEED)
+        # Advice that is not taken is no failure: what was synced is synced.
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(fd, start, end - start, os.POSIX_FADV_DONTNEED)
 
 
 @implementer(IDisk)
