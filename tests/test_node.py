@@ -173,6 +173,17 @@ class EmbeddingTests(ClusterCase):
                 cluster.result(node.read(), 5)
                 self.assertGreaterEqual(node.applier.applied_upto, place.slot)
 
+    def test_readAfterReadOnASingleNode(self) -> None:
+        """Where a read needs no other node, one that follows another waits for no timer."""
+        cluster = self.make(size=1)
+        node = cluster.nodes["A"].node
+        assert node is not None
+        cluster.result(node.propose("x"), 5)
+        started_s = cluster.clock.now_s
+        following = node.read().addCallback(lambda _: node.read()).addCallback(lambda _: node.read())
+        cluster.result(following, 5)
+        self.assertLess(cluster.clock.now_s - started_s, 0.001)
+
     def test_readWithoutAMajority(self) -> None:
         """Without a majority a read waits, and is answered once there is one."""
         cluster = self.make()

@@ -442,6 +442,9 @@ class PersistentPaxosNode(Service):
     def _after_turn(self) -> None:
         """The end of a turn, second part."""
         self.performer.apply_now(bool(self.replica.requests) or self.applier.is_awaited)
+        if self.reads.asks:
+            # A read that needs no other node is answered while the turn is settled; this one followed it.
+            self.turn.plan()
         self._rearm()
 
     def _timer_fired(self) -> None:
