@@ -300,6 +300,17 @@ class FailureTests(PerformerCase):
         """As a failed assertion in the core."""
         raise AssertionError("a rule was broken")
 
+    def test_nothingStaysCounted(self) -> None:
+        """Votes that were joined, or left from the disk's thread, take no room for ever."""
+        vote = Effects([record(1, "1.B")], replies=[Send(("B",), Accepted(ballot("1.B"), (1,)))])
+        self.patch(effects_module, "UNWRITTEN_MAX_BYTES", 5_000)
+        for _ in range(50):
+            self.perform(vote, vote, accept(2), accept(3), Effects(replies=[accepted(4)]))
+            self.performer.perform(Effects(replies=[accepted(4)]))
+            self.storage.finish()
+            self.assertFalse(self.performer.overfull)
+        self.assertEqual(self.performer._unwritten_bytes, 0)
+
     def test_overfull(self) -> None:
         """When too much waits for the disk, it says so until that is written; small records count too."""
         self.patch(effects_module, "UNWRITTEN_MAX_BYTES", 2_000)

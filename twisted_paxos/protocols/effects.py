@@ -201,10 +201,13 @@ class EffectPerformer:
             return
         self._write_planned = False
         records, self._records = self._records, []
-        replies, self._replies = merge_accepted(self._replies), []
+        held, self._replies = self._replies, []
+        replies = merge_accepted(held)
+        vote = self._prepare_vote(replies)
+        # What was joined, or leaves from the disk's thread, is not released later: count it no more.
+        self._unwritten_bytes -= RECORD_OVERHEAD_BYTES * (len(held) - len(replies))
         self._covered_upto = self._chosen_upto
         self.waiting_since_s = self._clock.seconds()
-        vote = self._prepare_vote(replies)
         self._writing = replies
         self._write_records(records, vote)
 
