@@ -259,6 +259,8 @@ class EffectPerformer:
         self.waiting_since_s = None
         if released:
             self.perform(Effects(sends=merge_accepted(released)))
+        if self._to_apply:
+            self._turn.plan()
         if self._records:
             self.apply_now()
             self._write_planned = True
