@@ -25,7 +25,17 @@ from twisted_paxos.config import NodeConfig
 from twisted_paxos.core import limits
 from twisted_paxos.core.ballot import ProposalID
 from twisted_paxos.core.effects import Effects
-from twisted_paxos.core.messages import Accepted, Command, Envelope, FetchPiece, Piece, Sender, SlotEntry
+from twisted_paxos.core.messages import (
+    Accepted,
+    Command,
+    Envelope,
+    FetchPiece,
+    Heartbeat,
+    HeartbeatReply,
+    Piece,
+    Sender,
+    SlotEntry,
+)
 from twisted_paxos.core.records import Recovered
 from twisted_paxos.core.replica import Replica, ReplicaSettings
 from twisted_paxos.errors import (
@@ -414,10 +424,20 @@ class PersistentPaxosNode(Service):
             self.receiver.drop("disk_behind", sender.uid)
             return Effects()
         effects = self._decide(self.replica.receive, sender, message, now_s)
-        if type(message) is not Accepted or effects or self.replica.learner.deadline_s is not None:
-            # Else it is a vote after the majority's: nothing has changed, not even a time.
+        if not self._is_routine(message, effects):
             self.turn.plan()
         return effects
+
+    def _is_routine(self, message: Any, effects: Effects) -> bool:
+        """Whether a message changed nothing that a turn's end has to see, not even a time.
+
+        A vote after the majority's, and an idle cluster's heartbeats.
+        """
+        if type(message) is Heartbeat:
+            quiet = len(effects.sends) == 1 and not (effects.records or effects.replies or effects.chosen)
+        else:
+            quiet = type(message) in (Accepted, HeartbeatReply) and not effects
+        return quiet and self.replica.learner.deadline_s is None and not self.replica.requests
 
     def _receive_own(self, message: Any) -> Effects:
         return self._decide(self.replica.receive, self.replica.me, message, self._reactor.seconds())
