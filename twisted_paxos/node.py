@@ -25,7 +25,17 @@ from twisted_paxos.config import NodeConfig
 from twisted_paxos.core import limits
 from twisted_paxos.core.ballot import ProposalID
 from twisted_paxos.core.effects import Effects
-from twisted_paxos.core.messages import Command, Envelope, FetchPiece, Piece, Sender, SlotEntry
+from twisted_paxos.core.messages import (
+    Accepted,
+    Command,
+    Envelope,
+    FetchPiece,
+    Heartbeat,
+    HeartbeatReply,
+    Piece,
+    Sender,
+    SlotEntry,
+)
 from twisted_paxos.core.records import Recovered
 from twisted_paxos.core.replica import Replica, ReplicaSettings
 from twisted_paxos.errors import (
@@ -129,6 +139,7 @@ class PersistentPaxosNode(Service):
         self._stopping = False
         self._restoring = False
         self._timer: Any = None
+        self._armed_s = float("inf")
         self._recovered_upto = 0
         self._ports: list[Any] = []
         self._started_s = 0.0
@@ -412,7 +423,21 @@ class PersistentPaxosNode(Service):
         if self.performer.overfull and isinstance(message, (*AcceptorProtocol.takes, *LearnerProtocol.takes)):
             self.receiver.drop("disk_behind", sender.uid)
             return Effects()
-        return self._decide(self.replica.receive, sender, message, now_s)
+        effects = self._decide(self.replica.receive, sender, message, now_s)
+        if not self._is_routine(message, effects):
+            self.turn.plan()
+        return effects
+
+    def _is_routine(self, message: Any, effects: Effects) -> bool:
+        """Whether a message changed nothing that a turn's end has to see, not even a time.
+
+        A vote after the majority's, and an idle cluster's heartbeats.
+        """
+        if type(message) is Heartbeat:
+            quiet = len(effects.sends) == 1 and not (effects.records or effects.replies or effects.chosen)
+        else:
+            quiet = type(message) in (Accepted, HeartbeatReply) and not effects
+        return quiet and self.replica.learner.deadline_s is None and not self.replica.requests
 
     def _receive_own(self, message: Any) -> Effects:
         return self._decide(self.replica.receive, self.replica.me, message, self._reactor.seconds())
@@ -449,6 +474,7 @@ class PersistentPaxosNode(Service):
 
     def _timer_fired(self) -> None:
         """What it was armed for is often done by then: a proposal is chosen long before its retry."""
+        self._armed_s = float("inf")
         if self._stopping:
             return
         now_s = self._reactor.seconds()
@@ -465,6 +491,7 @@ class PersistentPaxosNode(Service):
         self.replica.disk_full = self.performer.full
         self.replica.voted, self.replica.voted_upto = self.performer.voted, self.performer.voted_upto
         with self.turn:
+            self.turn.plan()
             self._perform(self._decide(self.replica.tick, now_s))
         if not self._stopping:
             self._report(now_s)
@@ -476,11 +503,13 @@ class PersistentPaxosNode(Service):
             return
         now_s = self._reactor.seconds()
         delay_s = max(0.001, self.replica.deadline_s(now_s) - now_s)
-        timer = self._timer
-        if timer is None or not timer.active():
+        if self._armed_s <= now_s + delay_s + 0.001:
+            return
+        if self._armed_s == float("inf"):
             self._timer = self._reactor.callLater(delay_s, self._timer_fired)
-        elif timer.getTime() > now_s + delay_s + 0.001:
-            timer.reset(delay_s)
+        else:
+            self._timer.reset(delay_s)
+        self._armed_s = now_s + delay_s
 
     def _report(self, now_s: float) -> None:
         """Say who leads, when that changes, and for whom a node waits that cannot vote."""

@@ -313,3 +313,17 @@ class FullWindowTests(ReplicaCase):
         node.perform(replica._take_over(self.cluster.now_s))
         self.assertTrue(self.cluster.run(1, lambda: replica.log.chosen_upto > first), replica.log._chosen_at)
         self.assertTrue(replica.proposer.leading)
+
+
+class RoundsTests(ReplicaCase):
+    """Heartbeats of several nodes cost fewer turns when they come together."""
+
+    def test_roundsAlign(self) -> None:
+        """In the second half of its round a node begins the next one with another's; in the first not."""
+        replica, status = self.replica(self.follower), Status()
+        now_s = self.cluster.now_s
+        replica.election.start_round(now_s)
+        for after_s, kinds in ((0.04, [HeartbeatReply]), (0.06, [HeartbeatReply, Heartbeat])):
+            message = Heartbeat(1, status)
+            effects = replica.receive(self.replica(self.third).me, message, now_s + after_s)
+            self.assertEqual([type(send.message) for send in effects.sends], kinds)

@@ -20,6 +20,7 @@ class TurnTests(SynchronousTestCase):
         """First what others wait for, then the rest; nested ones are the same turn."""
         with self.turn:
             with self.turn:
+                self.turn.plan()
                 self.order.append("message")
             self.order.append("another")
         self.assertEqual(self.order, ["message", "another", "settle", "after"])
@@ -32,6 +33,12 @@ class TurnTests(SynchronousTestCase):
         self.clock.advance(0)
         self.assertEqual(self.order, ["settle", "after"])
 
+    def test_nothingAskedForNothingDone(self) -> None:
+        """What changes nothing needs no end."""
+        with self.turn:
+            pass
+        self.assertEqual((self.order, self.clock.getDelayedCalls()), ([], []))
+
     def test_insideNothingIsPlanned(self) -> None:
         """What is asked for in a turn, also while it is settled, belongs to it."""
         turn = Turn(self.clock, lambda: turn.plan(), lambda: None)
@@ -43,12 +50,13 @@ class TurnTests(SynchronousTestCase):
         """What applying leads to gets a turn of its own."""
         turn = Turn(self.clock, lambda: None, lambda: turn.plan())
         with turn:
-            pass
+            turn.plan()
         self.assertEqual(len(self.clock.getDelayedCalls()), 1)
 
     def test_errorEndsItAsWell(self) -> None:
         """An error in the middle leaves nothing open."""
         with self.assertRaises(ZeroDivisionError), self.turn:
+            self.turn.plan()
             raise ZeroDivisionError
         self.turn.plan()
         self.assertEqual(len(self.clock.getDelayedCalls()), 1)

@@ -32,10 +32,10 @@ class FullPipelineTests(ClusterCase):
         for number in range(limits.PIPELINE_SLOTS + 2):
             node.propose(str(number).encode()).addErrback(lambda _: None)
             with node.turn:
-                pass
+                node.turn.plan()
         self.assertEqual(node.replica.proposer.in_flight, limits.PIPELINE_SLOTS)
         with mock.patch.object(node._reactor, "callLater") as call_later, node.turn:
-            pass
+            node.turn.plan()
         self.assertNotIn(0, [call.args[0] for call in call_later.call_args_list])
 
 

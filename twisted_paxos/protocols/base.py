@@ -165,6 +165,8 @@ class NodeProtocol(DatagramProtocol):
         self._attach(self.transport)
         if isinstance(self.transport, Port):
             self._receive = self.transport.socket.recvfrom
+            # What comes behind the first datagram of a turn is read here: the port need not try as well.
+            self.transport.maxThroughput = 1
         for role in self._roles:
             role.makeConnection(self.transport)  # type: ignore[arg-type]
 

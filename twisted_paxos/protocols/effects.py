@@ -125,7 +125,6 @@ class EffectPerformer:
 
     def perform(self, effects: Effects) -> None:
         """Do it, and what follows from messages to this node itself; the turn's end writes and applies."""
-        self._turn.plan()
         self._queue.append(effects)
         if self._busy:
             return
@@ -167,6 +166,7 @@ class EffectPerformer:
             if not self._records and self._writing is None:
                 self._note_stored(self._chosen_upto)
             self._to_apply += effects.chosen
+            self._turn.plan()
         for read in effects.reads:
             self._read(read)
         if effects.behind:
@@ -262,6 +262,8 @@ class EffectPerformer:
         self.waiting_since_s = None
         if released:
             self.perform(Effects(sends=merge_accepted(released)))
+        if self._to_apply:
+            self._turn.plan()
         if self._records:
             self.apply_now()
             self._write_planned = True

@@ -166,6 +166,8 @@ class SocketMessenger:
 
     def _others(self) -> list[str]:
         """Everybody to be told, observers only while they are heard."""
+        if len(self._peers) == len(self._configured):
+            return list(self._peers)
         since_s = self._clock.seconds() - OBSERVER_SILENT_S
         return [u for u, peer in self._peers.items() if u in self._configured or peer.heard_s >= since_s]
 
@@ -209,7 +211,7 @@ class SocketMessenger:
         """See `IMessenger.send`."""
         if self._transport is None or self._closed:
             return
-        to = self._others() if tuple(uids) == OTHERS else uids
+        to = self._others() if uids == OTHERS else uids
         data = self._codec.encode(self._me, message)
         count = 0
         for uid in to:

@@ -12,7 +12,7 @@ from twisted.internet.interfaces import IReactorTime
 
 
 class Turn:
-    """A context manager around whatever arrives; where it is left, the turn ends.
+    """A context manager around whatever arrives; where it is left, the turn ends, if `plan` was called.
 
     Args:
         clock: the reactor.
@@ -26,6 +26,7 @@ class Turn:
         self._after = after
         self._depth = 0
         self._planned = False
+        self._wanted = False
 
     def __enter__(self) -> None:
         self._depth += 1
@@ -34,19 +35,26 @@ class Turn:
         if self._depth > 1:
             self._depth -= 1
             return
+        if not self._wanted:
+            self._depth = 0
+            return
+        self._wanted = False
         try:
             self._settle()
         finally:
             self._depth = 0
+            self._wanted = False
         self._after()
 
     def plan(self) -> None:
-        """Something was asked for: there is an end to this turn, at the latest when the reactor is done."""
-        if not self._depth and not self._planned:
+        """Something was asked for, or changed: this turn has an end; outside of one, it is the reactor's."""
+        if self._depth:
+            self._wanted = True
+        elif not self._planned:
             self._planned = True
             self._clock.callLater(0, self._run)
 
     def _run(self) -> None:
         self._planned = False
         with self:
-            pass
+            self.plan()
