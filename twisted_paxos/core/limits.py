@@ -23,7 +23,7 @@ on the stack that it starts from: what one node can just decode would stop anoth
 FRAME_MAX_BYTES: Final = 4 * VALUE_MAX_BYTES
 """The largest message on a TCP link: an answer to a Fetch and one largest payload more."""
 
-BATCH_TARGET_BYTES: Final = 45_000
+BATCH_TARGET_BYTES: Final = 56_000
 """A leader stops adding commands to a value here, so that it fits a datagram."""
 
 LARGE_BATCH_BYTES: Final = 1 << 19

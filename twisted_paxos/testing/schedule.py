@@ -171,7 +171,7 @@ def draw_sizes(random: Random) -> Sizes:
         "ALPHA": alpha,
         "WINDOW_SLOTS": alpha * random.choice((1, 2, 4)),
         "PIPELINE_SLOTS": some(4, 1, 2, 8),
-        "BATCH_TARGET_BYTES": some(45_000, 100, 400, 2_000),
+        "BATCH_TARGET_BYTES": some(56_000, 100, 400, 2_000),
         "WINDOW_MAX_BYTES": some(64 << 20, 150_000, 400_000),
         "FETCH_BYTES": some(1 << 20, 2_000, 10_000),
         "BALLOTS_PER_SLOT": some(8, 2, 3),
