@@ -140,6 +140,7 @@ class PersistentPaxosNode(Service):
         self._restoring = False
         self._timer: Any = None
         self._armed_s = float("inf")
+        self._tick_due = False
         self._recovered_upto = 0
         self._ports: list[Any] = []
         self._started_s = 0.0
@@ -181,7 +182,7 @@ class PersistentPaxosNode(Service):
         )
         self.recovered = self.applier.when_applied(recovered_upto)
         self._restore(recovered.snapshot_slot)
-        self._tick()
+        self._tick_soon()
 
     def _build(self, recovered: Recovered) -> None:
         """Make the parts and join them."""
@@ -424,7 +425,7 @@ class PersistentPaxosNode(Service):
             self.receiver.drop("disk_behind", sender.uid)
             return Effects()
         effects = self._decide(self.replica.receive, sender, message, now_s)
-        if not self._is_routine(message, effects):
+        if self.replica.election.is_round_due(now_s) or not self._is_routine(message, effects):
             self.turn.plan()
         return effects
 
@@ -459,6 +460,8 @@ class PersistentPaxosNode(Service):
         if self._stopping:
             return
         now_s = self._reactor.seconds()
+        if self._tick_due or self.replica.election.is_round_due(now_s):
+            self._tick(now_s)
         if self.reads.asks:
             self._perform(self._decide(self.reads.ask, now_s))
         self._perform(self._decide(self.replica.flush, now_s))
@@ -481,18 +484,19 @@ class PersistentPaxosNode(Service):
         if self.replica.deadline_s(now_s) > now_s + EARLY_S:
             self._rearm()
         else:
-            self._tick()
+            self._tick_soon()
 
-    def _tick(self) -> None:
-        if self._stopping:
-            return
-        now_s = self._reactor.seconds()
+    def _tick_soon(self) -> None:
+        self._tick_due = True
+        with self.turn:
+            self.turn.plan()
+
+    def _tick(self, now_s: float) -> None:
+        self._tick_due = False
         self.replica.disk_waiting_since_s = self.performer.waiting_since_s
         self.replica.disk_full = self.performer.full
         self.replica.voted, self.replica.voted_upto = self.performer.voted, self.performer.voted_upto
-        with self.turn:
-            self.turn.plan()
-            self._perform(self._decide(self.replica.tick, now_s))
+        self._perform(self._decide(self.replica.tick, now_s))
         if not self._stopping:
             self._report(now_s)
             self._measures.look(now_s)

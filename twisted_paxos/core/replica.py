@@ -298,12 +298,9 @@ class Replica:
 
     def _on_heartbeat(self, sender: Sender, message: Heartbeat, now_s: float) -> Effects:
         effects = self._heard(sender, message.status, None, now_s)
-        status = self.status(now_s)
-        sends = [Send((sender.uid,), HeartbeatReply(message.round, status))]
-        if sender.uid != self.settings.uid and self.election.is_round_near(now_s):
-            self.election.start_round(now_s)
-            sends.append(Send(OTHERS, Heartbeat(self.election.round, status)))
-        return joined(effects, Effects(sends=sends))
+        self.election.align_round(now_s)
+        reply = HeartbeatReply(message.round, self.status(now_s))
+        return joined(effects, Effects(sends=[Send((sender.uid,), reply)]))
 
     def _on_heartbeat_reply(self, sender: Sender, message: HeartbeatReply, now_s: float) -> Effects:
         return self._heard(sender, message.status, message.round, now_s)
