@@ -13,7 +13,7 @@ QUICK = {
     "reply_before_sync": ("rule 1",),
     "proposes_beyond_alpha": ("rule 4",),
     "one_accepted_is_enough": ("one value", "rule 6"),
-    "snapshot_off_by_one": ("state", "rules"),
+    "snapshot_off_by_one": ("state", "rules", "progress"),
 }
 """Mutants of different rules that show soon, and the checks that may find them first."""
 
