@@ -171,21 +171,55 @@ class Mvcc:
 
     def put(self, key: bytes, value: bytes, lease: int) -> KeyValue | None:
         """Set ``key`` as part of the next revision; returns the version before."""
-        revision = self.revision + 1
+        kv, before = self._version(key, value, lease, self.revision + 1)
+        if before is not None:
+            self._freed_bytes += VERSION_OVERHEAD_BYTES + len(kv.key) + len(before.value)
+        self.pending.append(kv)
+        self.size_bytes += VERSION_OVERHEAD_BYTES + len(key) + len(value)
+        return before
+
+    def put_all(self, puts: Sequence[Put]) -> tuple[list[KeyValue], list[KeyValue]]:
+        """Set each key to its value, without a lease, as a revision of its own: `put` and `commit` for many.
+
+        Returns:
+            the new versions, and those versions before them that hung on a lease.
+        """
+        revision, freed_bytes, size_bytes = self.revision, self._freed_bytes, 0
+        kvs: list[KeyValue] = []
+        freed: list[int] = []
+        leased: list[KeyValue] = []
+        version = self._version
+        for put in puts:
+            key, value = put.key, put.value
+            revision += 1
+            kv, before = version(key, value, 0, revision)
+            if before is not None:
+                freed_bytes += VERSION_OVERHEAD_BYTES + len(key) + len(before.value)
+                if before.lease:
+                    leased.append(before)
+            size_bytes += len(key) + len(value)
+            kvs.append(kv)
+            freed.append(freed_bytes)
+        self.size_bytes += size_bytes + VERSION_OVERHEAD_BYTES * len(kvs)
+        self.revision, self._freed_bytes = revision, freed_bytes
+        self.log.extend(kvs, freed)
+        return kvs, leased
+
+    def _version(
+        self, key: bytes, value: bytes, lease: int, revision: int
+    ) -> tuple[KeyValue, KeyValue | None]:
+        """Make the version of ``key`` that ``revision`` sets; and the one that it replaces, if any."""
         shard = self._shards[hash(key) & _SHARD_MASK]
         history = shard.get(key)
         if history is None:
             shard[key] = kv = KeyValue(key, revision, revision, 1, value, lease)
             self._live.add(key)
-            self.pending.append(kv)
-            self.size_bytes += VERSION_OVERHEAD_BYTES + len(key) + len(value)
-            return None
+            return kv, None
         last: KeyValue = history if type(history) is KeyValue else history[-1]  # type: ignore[index]
         key = last.key  # one object for all versions
-        version = last.version
-        if version:
-            kv = KeyValue(key, last.create_revision, revision, version + 1, value, lease)
-            self._freed_bytes += VERSION_OVERHEAD_BYTES + len(key) + len(last.value)
+        before = last if last.version else None
+        if before is not None:
+            kv = KeyValue(key, last.create_revision, revision, last.version + 1, value, lease)
         else:
             kv = KeyValue(key, revision, revision, 1, value, lease)
             self._dead.remove(key)
@@ -194,52 +228,7 @@ class Mvcc:
             history.append(kv)
         else:
             shard[key] = _longer(history, kv)
-        self.pending.append(kv)
-        self.size_bytes += VERSION_OVERHEAD_BYTES + len(key) + len(value)
-        return last if version else None
-
-    def put_all(self, puts: Sequence[Put]) -> tuple[list[KeyValue], list[KeyValue]]:
-        """Set each key to its value, without a lease, as a revision of its own: `put` and `commit` for many.
-
-        Returns:
-            the new versions, and those versions before them that hung on a lease.
-        """
-        revision, freed_bytes, shards = self.revision, self._freed_bytes, self._shards
-        kvs: list[KeyValue] = []
-        freed: list[int] = []
-        leased: list[KeyValue] = []
-        size_bytes = 0
-        for put in puts:
-            key, value = put.key, put.value
-            size_bytes += len(key) + len(value)
-            revision += 1
-            shard = shards[hash(key) & _SHARD_MASK]
-            history = shard.get(key)
-            if history is None:
-                shard[key] = kv = KeyValue(key, revision, revision, 1, value)
-                self._live.add(key)
-            else:
-                last: KeyValue = history if type(history) is KeyValue else history[-1]  # type: ignore[index]
-                key = last.key  # one object for all versions
-                if last.version:
-                    kv = KeyValue(key, last.create_revision, revision, last.version + 1, value)
-                    freed_bytes += VERSION_OVERHEAD_BYTES + len(key) + len(last.value)
-                    if last.lease:
-                        leased.append(last)
-                else:
-                    kv = KeyValue(key, revision, revision, 1, value)
-                    self._dead.remove(key)
-                    self._live.add(key)
-                if type(history) is list:
-                    history.append(kv)
-                else:
-                    shard[key] = _longer(history, kv)
-            kvs.append(kv)
-            freed.append(freed_bytes)
-        self.size_bytes += size_bytes + VERSION_OVERHEAD_BYTES * len(kvs)
-        self.revision, self._freed_bytes = revision, freed_bytes
-        self.log.extend(kvs, freed)
-        return kvs, leased
+        return kv, before
 
     def delete(self, key: bytes) -> KeyValue | None:
         """Delete ``key`` as part of the next revision; returns what it was, None when it was absent."""
