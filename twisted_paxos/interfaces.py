@@ -175,7 +175,8 @@ class IMessenger(Interface):
     """Carries messages to other nodes. Any message may be lost, doubled, delayed or reordered."""
 
     def send(uids: Sequence[str], message: Message) -> None:
-        """Send to each of ``uids``, or, for `core.effects.OTHERS`, to every other node that is known.
+        """Send to each of ``uids``, or, for `core.effects.OTHERS` and
+        `core.effects.others_but`, to every other node that is known, or all but those.
 
         Encodes once. Unknown ids are ignored, nothing is raised.
         """

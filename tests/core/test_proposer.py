@@ -24,8 +24,9 @@ from twisted_paxos.core.messages import (
     SlotEntry,
     decode_value,
 )
-from twisted_paxos.core.proposer import COMMAND_OVERHEAD_BYTES, TELL_S, LogClock, Phase, Proposer
+from twisted_paxos.core.proposer import COMMAND_OVERHEAD_BYTES, LogClock, Phase, Proposer
 from twisted_paxos.core.quorum import Membership
+from twisted_paxos.core.spreading import TELL_S
 
 A, B, C = sender("A"), sender("B"), sender("C")
 

@@ -109,7 +109,9 @@ _MESSAGES: dict[type, Callable[[Any], str]] = {
     Promise: _promise,
     Accept: lambda m: f"Accept {m.ballot} {m.slot}={_value(m.value)} upto {m.chosen_upto}",
     Accepted: lambda m: f"Accepted {m.ballot} {_slots(m.slots)}",
-    Commit: lambda m: f"Commit {m.ballot} upto {m.chosen_upto}",
+    Commit: lambda m: (
+        f"Commit {m.ballot} upto {m.chosen_upto}{' ' + _entries(m.entries) if m.entries else ''}"
+    ),
     Nack: lambda m: f"Nack {m.ballot} promised {m.promised}",
     Fetch: lambda m: f"Fetch #{m.request_id} {m.from_slot}-{m.upto_slot}",
     Chosen: lambda m: f"Chosen #{m.request_id} {_entries(m.entries)} upto {m.chosen_upto}",
@@ -147,7 +149,11 @@ def _record(record: Any) -> str:
 
 
 def _to(to: tuple[str, ...]) -> str:
-    return {EVERYONE: "everyone", OTHERS: "others"}.get(to, ",".join(to))
+    if to == EVERYONE:
+        return "everyone"
+    if to[:1] == OTHERS:
+        return " but ".join(filter(None, ("others", ",".join(to[1:]))))
+    return ",".join(to)
 
 
 def lines(effects: Effects) -> list[str]:

@@ -20,8 +20,13 @@ OTHERS = ("-",)
 """As a destination: all voters and observers except the sender."""
 
 
+def others_but(uids: tuple[str, ...]) -> tuple[str, ...]:
+    """As a destination: `OTHERS` without ``uids``."""
+    return OTHERS + uids
+
+
 class Send(NamedTuple):
-    """A message and where it goes: uids, `EVERYONE` or `OTHERS`."""
+    """A message and where it goes: uids, `EVERYONE`, `OTHERS` or `others_but`."""
 
     to: tuple[str, ...]
     message: Any

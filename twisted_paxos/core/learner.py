@@ -36,6 +36,7 @@ class Learner:
     Attributes:
         wanted_upto: somebody knows every slot up to here as chosen.
         fetches: how many times it asked for chosen slots.
+        last_majority: the slot that votes counted here chose last, and whose these were.
     """
 
     takes = (Accepted, Commit, Fetch, Chosen)
@@ -45,6 +46,7 @@ class Learner:
         self.membership = membership
         self.wanted_upto = log.chosen_upto
         self.fetches = 0
+        self.last_majority: tuple[int, set[str]] = (0, set())
         self._votes: dict[int, dict[ProposalID, set[str]]] = {}
         self._sources: dict[str, int] = {}
         self._timer = RetryTimer(random)
@@ -61,7 +63,7 @@ class Learner:
         if isinstance(message, Accepted):
             return self.on_accepted(sender, message, now_s)
         if isinstance(message, Commit):
-            return self.on_chosen_upto(sender.uid, message.chosen_upto, message.ballot, now_s)
+            return self.on_commit(sender, message, now_s)
         if isinstance(message, Fetch):
             return self.on_fetch(sender, message)
         assert isinstance(message, Chosen)
@@ -84,6 +86,7 @@ class Learner:
             voters.add(sender.uid)
             if len(voters) >= self.membership.majority:
                 self.log.mark_chosen(slot, message.ballot)
+                self.last_majority = slot, voters
         return self._advance(now_s)
 
     def _ballot_votes(self, slot: int, ballot: ProposalID) -> set[str]:
@@ -119,6 +122,21 @@ class Learner:
             if entry is not None and entry.ballot >= leader:
                 self.log.mark_chosen(slot, leader)
         return self._advance(now_s)
+
+    def on_commit(self, sender: Sender, message: Commit, now_s: float) -> Effects:
+        """Take a leader's word, and the values that it shares."""
+        for entry in message.entries:
+            if self._has_room(entry) and entry.slot <= message.chosen_upto:
+                self._learn(entry)
+        return self.on_chosen_upto(sender.uid, message.chosen_upto, message.ballot, now_s)
+
+    def _has_room(self, entry: SlotEntry) -> bool:
+        """Whether to keep it though a slot below it may be missing."""
+        log = self.log
+        if entry.slot == log.chosen_upto + 1:
+            return True
+        fits = log.bytes + len(entry.value) <= limits.WINDOW_MAX_BYTES
+        return log.chosen_upto < entry.slot <= log.chosen_upto + limits.ALPHA and fits
 
     def _want(self, source: str, upto: int, now_s: float) -> None:
         self._sources[source] = max(upto, self._sources.get(source, 0))

@@ -187,11 +187,15 @@ class Commit(Struct, frozen=True, tag="commit"):
     """The leader of ``ballot`` knows every slot up to ``chosen_upto`` as chosen, at ballots <= this one.
 
     An `Accept` and a `Heartbeat` say the same; this one leaves when somebody waits for it, or none
-    of those comes soon.
+    of those comes soon, or to share what was chosen without the receiver.
+
+    Attributes:
+        entries: chosen slots, in order, whose Accepts did not go to the receiver.
     """
 
     ballot: ProposalID
     chosen_upto: Count
+    entries: tuple[SlotEntry, ...] = ()
 
 
 class Nack(Struct, frozen=True, tag="nack"):

@@ -24,14 +24,13 @@ from msgspec import Raw
 
 from twisted_paxos.core import limits
 from twisted_paxos.core.ballot import NO_BALLOT, ProposalID
-from twisted_paxos.core.effects import EVERYONE, NOTHING, OTHERS, Effects, Send
+from twisted_paxos.core.effects import EVERYONE, NOTHING, Effects, Send
 from twisted_paxos.core.histogram import Histogram
 from twisted_paxos.core.learner import Learner
 from twisted_paxos.core.log import Log
 from twisted_paxos.core.messages import (
     Accept,
     Command,
-    Commit,
     Entry,
     Message,
     Nack,
@@ -47,10 +46,8 @@ from twisted_paxos.core.messages import (
 from twisted_paxos.core.quorum import Membership
 from twisted_paxos.core.records import SavePromise
 from twisted_paxos.core.runs import Names
+from twisted_paxos.core.spreading import Spreading
 from twisted_paxos.core.timing import RetryTimer, is_large
-
-TELL_S = 0.002
-"""What is chosen is told with the next Accept; when none leaves for this long, by itself."""
 
 COMMAND_OVERHEAD_BYTES = 48
 """Roughly what a command takes beyond its payload, for the sizes of batches and queues."""
@@ -177,9 +174,7 @@ class Proposer:
         self._queue_bytes = 0
         self._taken = Names()
         self._forwarded = False
-        self._awaited_upto = 0
-        self._told_upto = 0
-        self._tell_at_s: float | None = None
+        self._spreading = Spreading(uid, membership)
 
     @property
     def leading(self) -> bool:
@@ -219,7 +214,7 @@ class Proposer:
         self._queue_bytes = 0
         self._taken.clear()
         self._forwarded = False
-        self._tell_at_s = None
+        self._spreading.stop()
 
     def on_nack(self, message: Nack) -> Effects:
         """An acceptor promised a higher ballot: this one is over, also when an earlier one was meant."""
@@ -271,7 +266,7 @@ class Proposer:
         self.phase = Phase.LEADING
         self._promises, self._parts = {}, {}
         # The heartbeat that says who leads tells this much.
-        self._told_upto = self._awaited_upto = self.log.chosen_upto
+        self._spreading.start(self.log.chosen_upto)
 
     def _recover(self, base: int, now_s: float) -> None:
         """Choose what to propose again: above base, per slot, the value of the highest ballot."""
@@ -317,8 +312,7 @@ class Proposer:
                 self._next_slot += 1
             else:
                 break
-        if self._told_upto < self.log.chosen_upto:
-            effects.add(self._tell(now_s))
+        effects.add(self._tell(now_s))
         return effects
 
     def _retire(self, now_s: float) -> None:
@@ -326,30 +320,22 @@ class Proposer:
         for slot in [slot for slot in self._in_flight if self.log.is_chosen(slot)]:
             proposal = self._in_flight.pop(slot)
             took_s = now_s - proposal.proposed_s
+            chosen_slot, voters = self.learner.last_majority
+            if slot == chosen_slot and (proposal.tries > 1 or self._spreading.went_to_all(slot)):
+                self._spreading.answered(voters)
             self.commits.observe(took_s)
             if proposal.tries == 1 and not is_large(len(proposal.value)):
                 self._timer.sample(took_s)
 
     def awaited(self, slot: int, now_s: float) -> Effects:
         """Another node waits for ``slot`` to be chosen and told."""
-        self._awaited_upto = max(self._awaited_upto, slot)
+        if self.phase is not Phase.LEADING:
+            return NOTHING
+        self._spreading.awaited(slot)
         return self._tell(now_s)
 
     def _tell(self, now_s: float) -> Effects:
-        """Tell the others what is chosen: now if one of them waits for it, else when no Accept does it."""
-        upto, told_upto = self.log.chosen_upto, self._told_upto
-        if told_upto >= upto or self.phase is not Phase.LEADING:
-            return NOTHING
-        if self._awaited_upto <= told_upto and (self._tell_at_s is None or now_s < self._tell_at_s):
-            if self._tell_at_s is None:
-                self._tell_at_s = now_s + TELL_S
-            return NOTHING
-        self._told(upto)
-        return Effects(sends=[Send(OTHERS, Commit(self.ballot, upto))])
-
-    def _told(self, upto: int) -> None:
-        self._told_upto = upto
-        self._tell_at_s = None
+        return self._spreading.tell(self.ballot, self.log.chosen_upto, now_s, bool(self._in_flight))
 
     def _next_value(self, now_s: float) -> Raw | None:
         if self._changes:
@@ -374,11 +360,10 @@ class Proposer:
     def _propose(self, slot: int, value: Raw, now_s: float) -> Send:
         assert slot not in self._in_flight, "one value per slot and ballot"
         self._in_flight[slot] = Proposal(value, now_s, now_s + self._timer.wait_s(1, len(value)))
-        self._told(self.log.chosen_upto)
-        if self._forwarded:
-            self._awaited_upto = slot
-            self._forwarded = bool(self._queue)
-        return Send(EVERYONE, Accept(self.ballot, slot, value, self.log.chosen_upto))
+        chosen_upto, awaited = self.log.chosen_upto, self._forwarded
+        self._forwarded = awaited and bool(self._queue)
+        to = self._spreading.accept_to(slot, value, chosen_upto, now_s, awaited)
+        return Send(to, Accept(self.ballot, slot, value, chosen_upto))
 
     def _next_batch(self) -> list[Command]:
         queue, size, target_bytes = self._queue, 0, limits.BATCH_TARGET_BYTES
@@ -442,7 +427,7 @@ class Proposer:
         """When `tick` wants to be called."""
         if self.phase is Phase.PREPARING and self._base is None:
             return self._prepare_at_s
-        deadline_s = self._tell_at_s
+        deadline_s = self._spreading.deadline_s
         for proposal in self._in_flight.values():
             if deadline_s is None or proposal.retry_at_s < deadline_s:
                 deadline_s = proposal.retry_at_s
@@ -462,6 +447,8 @@ class Proposer:
             effects.add(self._tell(now_s))
         for slot, proposal in self._in_flight.items():
             if now_s >= proposal.retry_at_s:
+                if proposal.tries == 1 and not self._spreading.went_to_all(slot):
+                    self._spreading.unanswered()
                 proposal.tries += 1
                 proposal.retry_at_s = now_s + self._timer.wait_s(proposal.tries, len(proposal.value))
                 voted = self.learner.voters(slot, self.ballot)

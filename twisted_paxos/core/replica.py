@@ -267,7 +267,9 @@ class Replica:
         if not self.membership.is_member(sender) or message.ballot.uid != sender.uid:
             return Effects()
         self._give_way_to(message.ballot)
-        return self._learned(self.learner.receive(sender, message, now_s), now_s)
+        if message.ballot >= self.acceptor.promised:
+            self.election.heard_leader(message.ballot, now_s)
+        return self._learned(self.learner.on_commit(sender, message, now_s), now_s)
 
     def _on_promise(self, sender: Sender, message: Promise, now_s: float) -> Effects:
         self.formation.reported(sender, message.ballot)

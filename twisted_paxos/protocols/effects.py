@@ -217,7 +217,7 @@ class EffectPerformer:
         The leader waits for nothing else; so it does not wait until this node's reactor has its turn.
         """
         for place, (to, message) in enumerate(replies):
-            if type(message) is Accepted and to not in (EVERYONE, OTHERS, (self._uid,)):
+            if type(message) is Accepted and to[:1] not in (EVERYONE, OTHERS, (self._uid,)):
                 send = self._messenger.prepare(to[0], message)
                 if send is None:
                     return None
@@ -317,8 +317,8 @@ class EffectPerformer:
         if send.to == EVERYONE:
             self._messenger.send(OTHERS, send.message)
             self._to_self.append(send.message)
-        elif send.to == OTHERS:
-            self._messenger.send(OTHERS, send.message)
+        elif send.to[:1] == OTHERS:
+            self._messenger.send(send.to, send.message)
         else:
             others = tuple(uid for uid in send.to if uid != self._uid)
             if others:

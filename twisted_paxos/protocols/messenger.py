@@ -164,12 +164,13 @@ class SocketMessenger:
                 self._drop_link(self._peers.pop(uid))
         return sum(uid not in self._configured for uid in self._peers) < OBSERVERS_MAX
 
-    def _others(self) -> list[str]:
+    def _others(self, but: Sequence[str]) -> list[str]:
         """Everybody to be told, observers only while they are heard."""
+        to = [uid for uid in self._peers if uid not in but]
         if len(self._peers) == len(self._configured):
-            return list(self._peers)
+            return to
         since_s = self._clock.seconds() - OBSERVER_SILENT_S
-        return [u for u, peer in self._peers.items() if u in self._configured or peer.heard_s >= since_s]
+        return [uid for uid in to if uid in self._configured or self._peers[uid].heard_s >= since_s]
 
     def _set_ip(self, peer: _Peer, ip: str) -> None:
         peer.ip = ip
@@ -211,7 +212,7 @@ class SocketMessenger:
         """See `IMessenger.send`."""
         if self._transport is None or self._closed:
             return
-        to = self._others() if uids == OTHERS else uids
+        to = self._others(uids[1:]) if tuple(uids[:1]) == OTHERS else uids
         data = self._codec.encode(self._me, message)
         count = 0
         for uid in to:

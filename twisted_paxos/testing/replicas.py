@@ -261,8 +261,8 @@ class PureNode:
         everyone = list(self.cluster.nodes)
         if send.to == EVERYONE:
             to = everyone
-        elif send.to == OTHERS:
-            to = [uid for uid in everyone if uid != self.uid]
+        elif send.to[:1] == OTHERS:
+            to = [uid for uid in everyone if uid not in (self.uid, *send.to[1:])]
         else:
             to = list(send.to)
         for uid in to:

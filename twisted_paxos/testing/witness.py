@@ -223,6 +223,8 @@ class Witness:
         if self._seen.get(life, NO_BALLOT) > message.ballot:
             raise Violation(f"rule 4: {show(life)} goes on with {message.ballot} after {self._seen[life]}")
         self._counts(life, message.ballot, message.chosen_upto)
+        for entry in message.entries:
+            self._is_chosen(f"rule 6: {show(life)} sharing", entry)
 
     def _is_member(self, life: Sender) -> None:
         """Rule 5: only who is configured votes: a founder, or whom a Replace named."""
