@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from twisted_paxos.core import limits
 from twisted_paxos.core.ballot import ProposalID
-from twisted_paxos.core.effects import NOTHING, Effects, ReadChosen, Send
+from twisted_paxos.core.effects import NOTHING, Effects, ReadChosen, Send, joined
 from twisted_paxos.core.log import Log
 from twisted_paxos.core.messages import Accepted, Chosen, Commit, Fetch, Message, Sender, SlotEntry
 from twisted_paxos.core.quorum import Membership
@@ -125,18 +125,31 @@ class Learner:
 
     def on_commit(self, sender: Sender, message: Commit, now_s: float) -> Effects:
         """Take a leader's word, and the values that it shares."""
+        effects = self.on_chosen_upto(sender.uid, message.chosen_upto, message.ballot, now_s)
         for entry in message.entries:
-            if self._has_room(entry) and entry.slot <= message.chosen_upto:
-                self._learn(entry)
-        return self.on_chosen_upto(sender.uid, message.chosen_upto, message.ballot, now_s)
+            if self.log.chosen_upto < entry.slot <= message.chosen_upto:
+                effects = joined(effects, self._on_shared(entry, now_s))
+        return effects
+
+    def _on_shared(self, entry: SlotEntry, now_s: float) -> Effects:
+        if entry.slot == self.log.chosen_upto + 1:
+            self._learn(entry)
+            return self._advance(now_s)
+        if self._has_room(entry):
+            self._keep(entry)
+        return NOTHING
 
     def _has_room(self, entry: SlotEntry) -> bool:
-        """Whether to keep it though a slot below it may be missing."""
-        log = self.log
-        if entry.slot == log.chosen_upto + 1:
-            return True
-        fits = log.bytes + len(entry.value) <= limits.WINDOW_MAX_BYTES
-        return log.chosen_upto < entry.slot <= log.chosen_upto + limits.ALPHA and fits
+        """Whether to keep it though a slot below it is missing."""
+        fits = self.log.bytes + len(entry.value) <= limits.WINDOW_MAX_BYTES
+        return fits and entry.slot <= self.log.chosen_upto + limits.ALPHA
+
+    def _keep(self, entry: SlotEntry) -> None:
+        """Note a chosen entry above a gap. A vote stays as it is: Promises report it till then (rule 2)."""
+        if entry.slot in self.log.entries and entry.slot not in self.log.unsaved:
+            self.log.mark_chosen(entry.slot, entry.ballot)
+        else:
+            self._learn(entry)
 
     def _want(self, source: str, upto: int, now_s: float) -> None:
         self._sources[source] = max(upto, self._sources.get(source, 0))
