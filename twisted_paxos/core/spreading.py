@@ -75,10 +75,13 @@ class Spreading:
         Args:
             awaited: another node waits for the slot.
         """
-        self._told_upto, self._tell_at_s = chosen_upto, None
+        told_upto, self._told_upto, self._tell_at_s = self._told_upto, chosen_upto, None
         if awaited:
             self._awaited_upto = slot
         if self._may_spare(now_s):
+            if self._spared_to != self._nearest:
+                # Who was the nearest is one of the others now, and may have been told less than those.
+                self._shared_upto = min(self._shared_upto, told_upto)
             self._spared[slot] = value
             self._spared_bytes += len(value)
             self._spared_to = self._nearest
