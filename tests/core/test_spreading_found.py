@@ -13,6 +13,7 @@ from twisted_paxos.core.messages import Accept, Chosen, Commit, Prepare, Promise
 from twisted_paxos.core.proposer import Proposer
 from twisted_paxos.core.quorum import Membership
 from twisted_paxos.core.spreading import Spreading
+from twisted_paxos.wire.peer import DATAGRAM_MAX_BYTES, PeerCodec
 
 A, B, C = sender("A"), sender("B"), sender("C")
 
@@ -108,3 +109,21 @@ class OtherNearestTests(SynchronousTestCase):
         spreading.awaited(3)
         told = lines(spreading.tell(ballot("1.A"), 3, 0.0095, True))
         self.assertEqual(told, ["to others but C: Commit 1.A upto 3"])
+
+
+class SizeTests(SynchronousTestCase):
+    """What is shared fits datagrams."""
+
+    def test_manySmallSlotsFitADatagram(self) -> None:
+        """Many short values take more for their slots than for themselves."""
+        spreading, at, count = Spreading("A"), ballot("1234.A"), 4 * limits.BATCH_TARGET_BYTES // 100
+        spreading.start(10**9)
+        spreading.answered({"A", "B"})
+        for slot in range(10**9 + 1, 10**9 + count + 2):
+            spreading.accept_to(slot, value(), 10**9, 0.0, False)
+        spreading.awaited(10**9 + count + 1)
+        sends = spreading.tell(at, 10**9 + count + 1, 9.0, False).sends
+        shared = [send.message for send in sends if send.message.entries]
+        codec = PeerCodec("f" * 16)
+        self.assertEqual(sum(len(commit.entries) for commit in shared), count)
+        self.assertEqual([c for c in shared if len(codec.encode(A, c)) > DATAGRAM_MAX_BYTES], [])

@@ -36,6 +36,9 @@ SURVEY_S = 1.0
 WARY_SLOTS = 64
 """After an Accept that was not answered in time, so many go to all."""
 
+ENTRY_OVERHEAD_BYTES = 80
+"""What a shared slot takes at most beyond its value: its number, and the ballot's number and id."""
+
 
 class Spreading:
     """One leadership's recipients.
@@ -189,9 +192,10 @@ def _commits(ballot: ProposalID, upto: int, entries: list[SlotEntry]) -> list[Co
     group: list[SlotEntry] = []
     room = limits.BATCH_TARGET_BYTES
     for entry in entries:
-        if group and len(entry.value) > room:
+        size_bytes = len(entry.value) + ENTRY_OVERHEAD_BYTES
+        if group and size_bytes > room:
             commits.append(Commit(ballot, group[-1].slot, tuple(group)))
             group, room = [], limits.BATCH_TARGET_BYTES
         group.append(entry)
-        room -= len(entry.value)
+        room -= size_bytes
     return [*commits, Commit(ballot, upto, tuple(group))]
