@@ -81,6 +81,9 @@ RECEIVE_BUFFER_BYTES = 4 << 20
 EARLY_S = 0.0005
 """A timer that fires this much before its time is on time."""
 
+SOON_S = 0.002
+"""A timer that fires within this time need not be looked at: then it is seen what is due."""
+
 REPORT_WAITING_S = 5.0
 """How often a node that cannot vote yet says for whom it waits."""
 
@@ -149,6 +152,8 @@ class PersistentPaxosNode(Service):
         self._reported_replace = False
         self.lost = False
         self._session: OwnSession | None = None
+        self._applying = False
+        self._at_turn_end: list[Callable[[], None]] = []
         self._chosen_listeners: list[Callable[[int], None]] = []
 
     # -- start and stop
@@ -469,7 +474,14 @@ class PersistentPaxosNode(Service):
 
     def _after_turn(self) -> None:
         """The end of a turn, second part."""
-        self.performer.apply_now(bool(self.replica.requests) or self.applier.is_awaited)
+        self._applying = True
+        try:
+            self.performer.apply_now(bool(self.replica.requests) or self.applier.is_awaited)
+        finally:
+            self._applying = False
+        calls, self._at_turn_end = self._at_turn_end, []
+        for call in calls:
+            call()
         if self.reads.asks:
             # A read that needs no other node is answered while the turn is settled; this one followed it.
             self.turn.plan()
@@ -506,6 +518,8 @@ class PersistentPaxosNode(Service):
         if self._stopping:
             return
         now_s = self._reactor.seconds()
+        if self._armed_s <= now_s + SOON_S:
+            return
         delay_s = max(0.001, self.replica.deadline_s(now_s) - now_s)
         if self._armed_s <= now_s + delay_s + 0.001:
             return
@@ -562,6 +576,12 @@ class PersistentPaxosNode(Service):
     def _check_running(self) -> None:
         if self._stopping or not self.running:
             raise NodeStopped("the node is stopping; ask another one")
+
+    def at_turn_end(self, call: Callable[[], None]) -> bool:
+        """See `INode.at_turn_end`."""
+        if self._applying:
+            self._at_turn_end.append(call)
+        return self._applying
 
     def forget(self, sink: IResultSink) -> None:
         """See `INode.forget`."""

@@ -156,6 +156,7 @@ class ClientPortProtocol(FrameReceiver):
         self._pending = Names()
         self._results: list[Result] = []
         self._flush_call: IDelayedCall | None = None
+        self._flush_planned = False
         self._limit_call: IDelayedCall | None = None
         self._reads: set[LogRead] = set()
         self._queries = QueryPort(port.node, port.reactor, self)
@@ -364,14 +365,19 @@ class ClientPortProtocol(FrameReceiver):
         if self._closing:
             return
         self._results.extend(results)
-        if self._flush_call is None:
-            self._flush_call = self.port.reactor.callLater(0, self._flush_results)
+        if not self._flush_planned:
+            self._flush_planned = True
+            if not self.port.node.at_turn_end(self._flush_results):
+                self._flush_call = self.port.reactor.callLater(0, self._flush_results)
 
     def _flush_results(self) -> None:
         if self._flush_call is not None and self._flush_call.active():
             self._flush_call.cancel()
         self._flush_call = None
+        self._flush_planned = False
         results, self._results = self._results, []
+        if not results:
+            return
         self._pending.discard(results)
         for part in _parts(results):
             if not self._closing:
