@@ -242,7 +242,7 @@ class ClientPortProtocol(FrameReceiver):
         if self._watches is not None:
             self._watches.go_on()
 
-    def reply(self, message: Response) -> None:
+    def reply(self, message: Response, at_once: bool = False) -> None:
         """Send ``message``; a client that lets too much wait is dropped."""
         frame = encode(message)
         if self.paused:
@@ -250,7 +250,10 @@ class ClientPortProtocol(FrameReceiver):
             if self._backlog_bytes > BACKLOG_MAX_BYTES:
                 self._drop_slow()
                 return
-        self.sendString(frame)
+        if at_once:
+            self.send_at_once(frame)
+        else:
+            self.sendString(frame)
 
     def _drop_slow(self) -> None:
         if self._closing:
@@ -381,8 +384,7 @@ class ClientPortProtocol(FrameReceiver):
         self._pending.discard(results)
         for part in _parts(results):
             if not self._closing:
-                self.reply(Results(part))
-        self.push()
+                self.reply(Results(part), at_once=True)
 
 
 def _parts(results: Sequence[Result]) -> Iterator[tuple[Result, ...]]:
