@@ -223,7 +223,7 @@ class PersistentPaxosNode(Service):
             self.storage,
             self.messenger,
             self._receive_own,
-            self._apply,
+            self.applier.chosen,
             self.reads.confirmed,
             lambda source: self.snapshot_receiver.start(source),
             lambda: (self.replica.log.chosen_upto, self.replica.log.log_start),
@@ -407,9 +407,12 @@ class PersistentPaxosNode(Service):
             return
         self._halt()
         if isinstance(reason, Failure):
+            text = reason.getErrorMessage()
             if not reason.check(StorageError):
                 log.failure("node {uid} failed", failure=reason, uid=self.uid)
-            reason = reason.getErrorMessage()
+                # By itself, the text of a KeyError is a key, and that of an assertion may be nothing.
+                text = f"unexpected {reason.value!r}"
+            reason = text
         self._stop(f"node {self.uid} stops: {reason}")
 
     # -- messages and time
@@ -456,24 +459,32 @@ class PersistentPaxosNode(Service):
             self.performer.perform(effects)
 
     def _settle(self) -> None:
-        """The end of a turn, first part: what others wait for."""
+        """The end of a turn, first part: what others wait for. Half of it is the end of the node."""
         if self._stopping:
             return
-        now_s = self._reactor.seconds()
-        if self._tick_due or self.replica.election.is_round_due(now_s):
-            self._tick(now_s)
-        if self.reads.asks:
-            self._perform(self._decide(self.reads.ask, now_s))
-        self._perform(self._decide(self.replica.flush, now_s))
-        self.performer.write_now()
+        try:
+            now_s = self._reactor.seconds()
+            if self._tick_due or self.replica.election.is_round_due(now_s):
+                self._tick(now_s)
+            if self.reads.asks:
+                self._perform(self._decide(self.reads.ask, now_s))
+            self._perform(self._decide(self.replica.flush, now_s))
+            self.performer.write_now()
+        except Exception:
+            self._fail(Failure())
 
     def _after_turn(self) -> None:
-        """The end of a turn, second part."""
-        self.performer.apply_now(bool(self.replica.requests) or self.applier.is_awaited)
-        if self.reads.asks:
-            # A read that needs no other node is answered while the turn is settled; this one followed it.
-            self.turn.plan()
-        self._rearm()
+        """The end of a turn, second part. A node that could not arm its timer would wait for ever."""
+        if self._stopping:
+            return
+        try:
+            self.performer.apply_now(bool(self.replica.requests) or self.applier.is_awaited)
+            if self.reads.asks:
+                # A read that needs no other node is answered while the turn is settled; this one followed it.
+                self.turn.plan()
+            self._rearm()
+        except Exception:
+            self._fail(Failure())
 
     def _timer_fired(self) -> None:
         """What it was armed for is often done by then: a proposal is chosen long before its retry."""
@@ -481,10 +492,11 @@ class PersistentPaxosNode(Service):
         if self._stopping:
             return
         now_s = self._reactor.seconds()
-        if self.replica.deadline_s(now_s) > now_s + EARLY_S:
-            self._rearm()
-        else:
-            self._tick_soon()
+        try:
+            early = self.replica.deadline_s(now_s) > now_s + EARLY_S
+            (self._rearm if early else self._tick_soon)()
+        except Exception:
+            self._fail(Failure())
 
     def _tick_soon(self) -> None:
         self._tick_due = True
@@ -627,12 +639,6 @@ class PersistentPaxosNode(Service):
         return self.machine.watches if isinstance(self.machine, KeyValueStore) else None
 
     # -- chosen slots
-
-    def _apply(self, entries: Sequence[SlotEntry]) -> None:
-        try:
-            self.applier.chosen(entries)
-        except Exception:
-            self._fail(Failure())
 
     def _applied(self, entry: SlotEntry, applied: Applied) -> None:
         # What was known before this start was printed then.
