@@ -11,7 +11,7 @@ from twisted_paxos.core import limits
 from twisted_paxos.core.effects import Effects
 from twisted_paxos.core.learner import FETCH_GRACE_S, Learner
 from twisted_paxos.core.log import Log
-from twisted_paxos.core.messages import Accepted, Chosen, Fetch
+from twisted_paxos.core.messages import Accepted, Chosen, Commit, Fetch, SlotEntry
 from twisted_paxos.core.quorum import Membership
 
 A, B, C = sender("A"), sender("B"), sender("C")
@@ -137,6 +137,67 @@ class WordOfTheLeaderTests(LearnerCase):
         """Rule 6: entries above the leader's chosen_upto stay open."""
         learner = self.learner(s1=("2.B", 1), s2=("2.B", 2))
         self.assertEqual(lines(learner.on_chosen_upto("B", 1, ballot("2.B"), 0.0)), ["chosen 1=2.B:v1"])
+
+
+class SharedTests(LearnerCase):
+    """Rule 6: values that come with the leader's word."""
+
+    def commit(self, learner: Learner, upto: int, *shared: SlotEntry) -> list[str]:
+        """B leads with ballot 2.B and shares these."""
+        return lines(learner.on_commit(B, Commit(ballot("2.B"), upto, shared), 0.0))
+
+    def test_rule7SharedIsSavedWithoutAVote(self) -> None:
+        """What others chose is saved as chosen, in order; what was accepted here needs no second record."""
+        learner = self.learner(s2=("2.B", 2))
+        self.assertEqual(
+            self.commit(learner, 3, entry(1, "2.B", 1), entry(3, "2.B", 3)),
+            [
+                "save chosen 1=2.B:v1",
+                "save chosen 3=2.B:v3",
+                "chosen 1=2.B:v1",
+                "chosen 2=2.B:v2",
+                "chosen 3=2.B:v3",
+            ],
+        )
+
+    def test_rule6SharedReplacesWhatLost(self) -> None:
+        """An older vote of this node gives way to the value that was chosen."""
+        learner = self.learner(s1=("1.A", 9))
+        self.assertEqual(
+            self.commit(learner, 1, entry(1, "2.B", 1)), ["save chosen 1=2.B:v1", "chosen 1=2.B:v1"]
+        )
+
+    def test_rule8SharedOverAGapWaits(self) -> None:
+        """When an earlier message is lost, the later one's values are kept until the gap is fetched."""
+        learner = self.learner()
+        self.assertEqual(self.commit(learner, 2, entry(2, "2.B", 2)), [])
+        self.assertEqual(lines(learner.tick(FETCH_GRACE_S)), ["to B: Fetch #1 1-2"])
+        self.assertEqual(
+            lines(learner.on_chosen(B, Chosen(1, (entry(1, "2.B", 1),), 2, 1), 0.1)),
+            ["save chosen 1=2.B:v1", "save chosen 2=2.B:v2", "chosen 1=2.B:v1", "chosen 2=2.B:v2"],
+        )
+
+    def test_rule6NothingBeyondWhatIsChosen(self) -> None:
+        """A value above what the message says is chosen is not kept."""
+        learner = self.learner()
+        self.assertEqual(self.commit(learner, 1, entry(2, "2.B", 2)), [])
+        self.assertEqual(learner.log.entries, {})
+
+    def test_sharedIsBounded(self) -> None:
+        """Over a gap only so much is kept, and not beyond the window; the next slot always is."""
+        learner = self.learner()
+        far = limits.ALPHA + 1
+        with patch.object(limits, "WINDOW_MAX_BYTES", 1):
+            self.commit(learner, far, entry(2, "2.B", 2))
+            self.assertEqual(learner.log.entries, {})
+            self.assertEqual(len(self.commit(learner, far, entry(1, "2.B", 1))), 2)
+        self.commit(learner, far + 1, entry(far + 1, "2.B", 2), entry(far, "2.B", 1))
+        self.assertEqual(list(learner.log.entries), [far])
+
+    def test_rule7OldWordsChangeNothing(self) -> None:
+        """What is known is not saved again."""
+        learner = self.learner(chosen_upto=5)
+        self.assertEqual(self.commit(learner, 5, entry(4, "2.B", 4), entry(5, "2.B", 5)), [])
 
 
 class CatchUpTests(LearnerCase):

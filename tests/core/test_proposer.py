@@ -21,6 +21,7 @@ from twisted_paxos.core.messages import (
     Command,
     Nack,
     Promise,
+    Sender,
     SlotEntry,
     decode_value,
 )
@@ -402,6 +403,54 @@ class TellingTests(ProposerCase):
         self.proposer.give_way()
         self.assertEqual(lines(self.proposer.tick(1.0)), [])
         self.assertEqual(lines(self.proposer.awaited(1, 1.0)), [])
+
+
+class NearestTests(ProposerCase):
+    """A value goes to the nearest majority first."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.lead()
+        self.propose(1)
+        self.answer(1, A, B)
+
+    def answer(self, slot: int, *voters: Sender, at_s: float = 0.0) -> list[str]:
+        """These accept; returns what the proposer does then."""
+        for who in voters:
+            self.learner.on_accepted(who, Accepted(ballot("1.A"), (slot,)), at_s)
+        return lines(self.own_vote(self.proposer.advance(at_s)))
+
+    def test_whoAnsweredFirst(self) -> None:
+        """Slot 1 went to all, and B was faster than C: slot 2 goes to B; the survey's second slot to all."""
+        self.assertEqual(self.propose(2), ["to everyone: Accept 1.A 2=v2 upto 1"])
+        self.answer(2, A, B)
+        self.assertEqual(self.propose(3), ["to A,B: Accept 1.A 3=v3 upto 2"])
+
+    def test_silenceIsAskedAround(self) -> None:
+        """When B does not answer in time C is asked as well, and what follows goes to all."""
+        self.propose(2)
+        self.answer(2, A, B)
+        self.propose(3)
+        self.answer(3, A)
+        assert self.proposer.deadline_s is not None
+        again = lines(self.proposer.tick(0.06))
+        self.assertIn("to B,C: Accept 1.A 3=v3 upto 2", again)
+        self.assertEqual(self.answer(3, C, at_s=0.06), [])
+        self.proposer.enqueue([command(4)])
+        sent = lines(self.own_vote(self.proposer.advance(0.06)))
+        self.assertEqual(sent, ["to everyone: Accept 1.A 4=v4 upto 3"])
+
+    def test_aNewLeadershipAsksAll(self) -> None:
+        """What was known of distances, and what was not shared, ends with the leadership."""
+        self.propose(2)
+        self.answer(2, A, B)
+        self.propose(3)
+        self.proposer.give_way()
+        self.assertEqual(lines(self.proposer.tick(1.0)), [])
+        self.proposer.take_over(NO_BALLOT, 1.0)
+        for who in (B, C):
+            self.own_vote(self.proposer.on_promise(who, promise(at="2.A", upto=2), 1.0))
+        self.assertEqual(self.propose(4), ["to everyone: Accept 2.A 3=v4 upto 2"])
 
 
 class LogClockTests(SynchronousTestCase):

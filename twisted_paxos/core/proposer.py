@@ -174,7 +174,7 @@ class Proposer:
         self._queue_bytes = 0
         self._taken = Names()
         self._forwarded = False
-        self._spreading = Spreading(uid, membership)
+        self._spreading = Spreading(uid)
 
     @property
     def leading(self) -> bool:

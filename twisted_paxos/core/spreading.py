@@ -20,7 +20,6 @@ from twisted_paxos.core import limits
 from twisted_paxos.core.ballot import ProposalID
 from twisted_paxos.core.effects import EVERYONE, NOTHING, OTHERS, Effects, Send, others_but
 from twisted_paxos.core.messages import Commit, SlotEntry
-from twisted_paxos.core.quorum import Membership
 
 TELL_S = 0.002
 """What is chosen is told with the next Accept; when none leaves for this long, by itself."""
@@ -43,12 +42,10 @@ class Spreading:
 
     Args:
         uid: this node's id.
-        membership: how many are a majority.
     """
 
-    def __init__(self, uid: str, membership: Membership) -> None:
+    def __init__(self, uid: str) -> None:
         self._uid = uid
-        self._membership = membership
         self.stop()
 
     def start(self, upto: int) -> None:
@@ -107,9 +104,12 @@ class Spreading:
         return slot not in self._spared
 
     def answered(self, voters: set[str]) -> None:
-        """All were asked, and these were the first majority."""
-        others = sorted(voters - {self._uid})[: self._membership.majority - 1]
-        self._nearest = tuple(others)
+        """All were asked, and these were the first majority.
+
+        Without this node itself, whose disk is slow then, the others are not a majority and one more:
+        all are asked until it is in time again.
+        """
+        self._nearest = tuple(sorted(voters - {self._uid})) if self._uid in voters else ()
 
     def unanswered(self) -> None:
         """The nearest did not answer in time: for a while all are asked."""

@@ -19,6 +19,7 @@ from twisted_paxos.core.proposer import Proposer
 from twisted_paxos.core.quorum import Membership
 from twisted_paxos.core.records import SaveAccepted, SavePromise
 from twisted_paxos.core.replica import Replica
+from twisted_paxos.core.spreading import Spreading
 from twisted_paxos.protocols.effects import EffectPerformer
 from twisted_paxos.testing.planting import OtherLimits, Patch, mutant, without, wrap
 
@@ -278,6 +279,16 @@ def chosen_upto_of_old_ballot() -> Sequence[Patch]:
         return self._advance(now_s)
 
     return [mock.patch.object(Learner, "on_chosen_upto", on_chosen_upto)]
+
+
+@mutant("3.6 what is shared is chosen")
+def unchosen_is_shared() -> Sequence[Patch]:
+    """A leader shares as chosen whatever it proposed to some and not to all."""
+
+    def tell(original: Any, self: Spreading, ballot: ProposalID, upto: int, *rest: Any) -> Effects:
+        return original(self, ballot, max([upto, *self._spared]), *rest)
+
+    return [wrap(Spreading, "tell", tell)]
 
 
 @mutant("3.5 only the value of that ballot")

@@ -26,6 +26,7 @@ from rich.console import Console
 from twisted_paxos.core.ballot import ProposalID
 from twisted_paxos.core.effects import EVERYONE, OTHERS, Effects, Send
 from twisted_paxos.core.messages import (
+    Accept,
     Accepted,
     Chosen,
     Commit,
@@ -262,9 +263,19 @@ class Explorer:
             chosen = Chosen(0, tuple(entries), node.log.chosen_upto, 1)
             sent |= self._send(node, Send(OTHERS, chosen))
         if node.proposer.leading and node.log.chosen_upto:
-            commit = Commit(node.proposer.ballot, node.log.chosen_upto)
-            sent |= self._send(node, Send(OTHERS, commit))
+            sent |= self._share(node)
         return self._number(node), sent
+
+    def _share(self, node: Node) -> int:
+        """What a leader tells, at any time: what is chosen, and the last value without those before it."""
+        ballot, chosen_upto = node.proposer.ballot, node.log.chosen_upto
+        sent = self._send(node, Send(OTHERS, Commit(ballot, chosen_upto)))
+        own = [slot for slot, entry in node.stored.items() if slot <= chosen_upto and entry.ballot == ballot]
+        if own:
+            last = max(own)
+            entries = (SlotEntry(last, *node.stored[last]),)
+            sent |= self._send(node, Send(OTHERS, Commit(ballot, chosen_upto, entries)))
+        return sent
 
     def _send(self, node: Node, send: Send) -> int:
         message = send.message
@@ -273,6 +284,9 @@ class Explorer:
         if isinstance(message, Nack):
             return 0  # It only ends a leadership, and a message may always be lost.
         to = ("",) if send.to in (EVERYONE, OTHERS) else [uid for uid in send.to if uid != node.uid]
+        if isinstance(message, Accept):
+            # Whoever did not get it at first may get it later, when others did not answer.
+            to = ("",)
         if isinstance(message, Accepted):
             # The leader's own as well: what the votes in the network choose is checked.
             to = [message.ballot.uid]

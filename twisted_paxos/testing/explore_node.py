@@ -106,6 +106,7 @@ class Node:
             learner=new.learner,
             clock=clock,
             _timer=self.proposer._timer,
+            _spreading=_clone(self.proposer._spreading),
             _in_flight={slot: copy(proposal) for slot, proposal in self.proposer._in_flight.items()},
             **shared,
         )
@@ -178,7 +179,7 @@ class Node:
             effects = self.proposer.on_nack(message)
         elif isinstance(message, Commit):
             self._give_way(sender, message.ballot)
-            effects = self._claimed(sender, message.chosen_upto, message.ballot)
+            effects = self.learner.on_commit(sender, message, NOW_S)
         else:
             for entry in message.entries:
                 self._give_way(sender, entry.ballot)
@@ -245,6 +246,10 @@ def is_dead(node: Node, envelope: Envelope) -> bool:
     return False
 
 
+def _show_entries(entries: tuple[SlotEntry, ...]) -> list[str]:
+    return [f"{e.slot}@{e.ballot} {bytes(e.value).decode()}" for e in entries]
+
+
 def show(envelope: Envelope) -> str:
     """A message in one line."""
     message = envelope.message
@@ -256,15 +261,14 @@ def show(envelope: Envelope) -> str:
     elif isinstance(message, Accepted):
         what = f"Accepted {message.ballot} slots {message.slots}"
     elif isinstance(message, Promise):
-        entries = [f"{e.slot}@{e.ballot} {bytes(e.value).decode()}" for e in message.accepted]
+        entries = _show_entries(message.accepted)
         what = f"Promise {message.ballot} chosen {message.chosen_upto} accepted {entries}"
     elif isinstance(message, Prepare):
         what = f"Prepare {message.ballot}"
     elif isinstance(message, Nack):
         what = f"Nack {message.ballot} promised {message.promised}"
     elif isinstance(message, Commit):
-        what = f"Commit {message.ballot} chosen {message.chosen_upto}"
+        what = f"Commit {message.ballot} chosen {message.chosen_upto} {_show_entries(message.entries)}"
     else:
-        entries = [f"{e.slot}@{e.ballot} {bytes(e.value).decode()}" for e in message.entries]
-        what = f"Chosen {entries}"
+        what = f"Chosen {_show_entries(message.entries)}"
     return f"{envelope.sender}: {what}"
