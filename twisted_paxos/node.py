@@ -23,7 +23,6 @@ import twisted_paxos
 from twisted_paxos.applier import Applier
 from twisted_paxos.config import NodeConfig
 from twisted_paxos.core import limits
-from twisted_paxos.core.ballot import ProposalID
 from twisted_paxos.core.effects import Effects
 from twisted_paxos.core.messages import (
     Accepted,
@@ -57,6 +56,7 @@ from twisted_paxos.protocols.messenger import SocketMessenger
 from twisted_paxos.protocols.proposer import MemberProtocol, ProposerProtocol
 from twisted_paxos.protocols.turn import Turn
 from twisted_paxos.reads import NodeReads
+from twisted_paxos.reports import Reports
 from twisted_paxos.snapshots import (
     DEFAULT_POLICY,
     Policy,
@@ -80,9 +80,6 @@ RECEIVE_BUFFER_BYTES = 4 << 20
 
 EARLY_S = 0.0005
 """A timer that fires this much before its time is on time."""
-
-REPORT_WAITING_S = 5.0
-"""How often a node that cannot vote yet says for whom it waits."""
 
 SHOWN_VALUE_CHARS = 120
 """Longer values are shortened in the log lines of chosen slots."""
@@ -144,9 +141,6 @@ class PersistentPaxosNode(Service):
         self._recovered_upto = 0
         self._ports: list[Any] = []
         self._started_s = 0.0
-        self._reported_s = float("-inf")
-        self._reported_leader: ProposalID | None = None
-        self._reported_replace = False
         self.lost = False
         self._session: OwnSession | None = None
         self._chosen_listeners: list[Callable[[int], None]] = []
@@ -194,6 +188,7 @@ class PersistentPaxosNode(Service):
             self.config.client_told,
         )
         self.replica = Replica(settings, recovered, self._random, self._started_s)
+        self._reports = Reports(self.replica, self._started_s)
         codec = PeerCodec(self.cluster, self.config.cluster_key)
         self.turn = Turn(self._reactor, self._settle, self._after_turn)
         self.receiver = Receiver(codec, self._reactor)
@@ -510,7 +505,7 @@ class PersistentPaxosNode(Service):
         self.replica.voted, self.replica.voted_upto = self.performer.voted, self.performer.voted_upto
         self._perform(self._decide(self.replica.tick, now_s))
         if not self._stopping:
-            self._report(now_s)
+            self._reports.look(now_s)
             self._measures.look(now_s)
 
     def _rearm(self) -> None:
@@ -526,38 +521,6 @@ class PersistentPaxosNode(Service):
         else:
             self._timer.reset(delay_s)
         self._armed_s = now_s + delay_s
-
-    def _report(self, now_s: float) -> None:
-        """Say who leads, when that changes, and for whom a node waits that cannot vote."""
-        leader = self.replica.leader
-        if leader != self._reported_leader and leader.number:
-            self._reported_leader = leader
-            log.info("{leader} leads, ballot {ballot}", leader=leader.uid, ballot=str(leader))
-        self._report_replace()
-        waiting = self.replica.formation.waiting_for
-        if waiting and now_s - self._started_s > 1 and now_s - self._reported_s > REPORT_WAITING_S:
-            self._reported_s = now_s
-            lost = self.replica.formation.identity.lost
-            log.info(
-                "no vote yet ({reason}): waiting for {names}; start them, or check --peer",
-                reason="its storage was lost: a member must say who votes" if lost else "first start",
-                names=", ".join(waiting),
-            )
-
-    def _report_replace(self) -> None:
-        """Say that the cluster knows another life of this node, and when this one votes in its place."""
-        needed = self.replica.formation.needs_replace
-        if needed == self._reported_replace:
-            return
-        self._reported_replace = needed
-        if needed:
-            text = (
-                "the cluster knows an earlier life of node {uid}: this storage, incarnation {incarnation}, is"
-                " new. It fetches what was chosen, and votes once a majority has agreed to it"
-            )
-        else:
-            text = "node {uid} votes again, as the new incarnation {incarnation}"
-        log.warn(text, uid=self.uid, incarnation=self.replica.me.incarnation)
 
     # -- commands
 
