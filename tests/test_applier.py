@@ -177,6 +177,17 @@ class ApplierTests(SynchronousTestCase):
         self.storage.reads[0][0].errback(StorageDamaged("slot 1 is gone"))
         self.assertEqual(self.failed, ["slot 1 is gone"])
 
+    def test_errorInACallOfItsOwnIsTold(self) -> None:
+        """What fails in a later turn of the reactor, above which nobody stands, ends the node as well."""
+        self.store(OPENING)
+        self.storage.hold_reads = True
+        self.applier.resume(1)
+        self.applier.chosen([SlotEntry(2, ballot("1.A"), Raw(b"[1]"))])
+        self.storage.release_read()
+        self.assertEqual(self.failed, [])
+        self.clock.advance(0)
+        self.assertIn("slot 2 is no value", self.failed[0])
+
     def test_aValueThatIsNoneIsDamage(self) -> None:
         """A chosen value that cannot be decoded is damage, with its slot in the line."""
         self.store(SlotEntry(1, ballot("1.A"), Raw(b"[1]")))

@@ -8,6 +8,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.abstract import FileDescriptor
+from twisted.internet.error import ConnectionLost
 from twisted.internet.testing import MemoryReactor, StringTransport
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -42,17 +43,32 @@ class Collecting(FrameReceiver):
 
 
 class Descriptor(FileDescriptor):
-    """A transport whose system takes everything at once."""
+    """A transport whose system takes ``room`` bytes at once; none below 0, as when it fails.
+
+    Attributes:
+        taken: what it took.
+        asked: how often the reactor was asked to write.
+    """
 
     def __init__(self) -> None:
         super().__init__(MemoryReactor())
         self.connected = True
         self.taken = b""
+        self.room = 1 << 20
+        self.asked = 0
 
-    def writeSomeData(self, data: bytes) -> int:
-        """Take all."""
-        self.taken += data
-        return len(data)
+    def startWriting(self) -> None:
+        """Count."""
+        self.asked += 1
+
+    def writeSomeData(self, data: bytes) -> int | Exception:
+        """Take what fits."""
+        if self.room < 0:
+            return ConnectionLost()
+        taken = data[: self.room]
+        self.taken += taken
+        self.room -= len(taken)
+        return len(taken)
 
 
 def receiver(pauses: bool = False) -> Collecting:
@@ -160,33 +176,55 @@ class ReceivingTests(SynchronousTestCase):
         self.assertEqual([b"two"], protocol.got)
 
 
-class PushTests(SynchronousTestCase):
+class AtOnceTests(SynchronousTestCase):
     """What leaves at once, and what does not."""
 
-    def push(self, **state: Any) -> bytes:
-        """What has left after a string was written on a transport in this state, and pushed."""
+    def send(self, before: bytes = b"", room: int = 1 << 20, **state: Any) -> Descriptor:
+        """The transport, in this state, after a frame was sent; ``before`` was written and waits."""
         protocol = Collecting()
         transport = Descriptor()
         protocol.makeConnection(transport)  # type: ignore[arg-type]
-        protocol.sendString(b"now")
+        transport.room = room
+        if before:
+            transport.write(before)
         for name, value in state.items():
             setattr(transport, name, value)
-        protocol.push()
-        return transport.taken
+        protocol.send_at_once(b"now")
+        return transport
 
-    def test_at_once(self) -> None:
-        """On a plain connection it leaves."""
-        self.assertEqual(frame(b"now"), self.push())
+    def test_atOnce(self) -> None:
+        """On a plain connection it leaves, and the reactor is not asked for anything."""
+        transport = self.send()
+        self.assertEqual((frame(b"now"), 0), (transport.taken, transport.asked))
 
-    def test_left_to_the_reactor(self) -> None:
-        """With TLS, a full buffer, or a connection that closes or is closed it is left to the reactor."""
+    def test_leftToTheReactor(self) -> None:
+        """With TLS, a full buffer, or a connection that closes it is left to the reactor."""
         for state in ("TLS", "producerPaused", "disconnecting"):
-            self.assertEqual(b"", self.push(**{state: True}), state)
-        self.assertEqual(b"", self.push(connected=False))
+            self.assertEqual(b"", self.send(**{state: True}).taken, state)
+        self.assertEqual(b"", self.send(connected=False).taken)
 
-    def test_other_transports(self) -> None:
-        """A transport that is no file descriptor is left alone."""
+    def test_inOrder(self) -> None:
+        """What waits in the buffer leaves before it."""
+        transport = self.send(before=b"first")
+        self.assertEqual(b"", transport.taken)
+        transport.doWrite()
+        self.assertEqual(b"first" + frame(b"now"), transport.taken)
+
+    def test_rest(self) -> None:
+        """What the system does not take at once follows when it does."""
+        transport = self.send(room=3)
+        self.assertEqual(frame(b"now")[:3], transport.taken)
+        transport.room = 100
+        transport.doWrite()
+        self.assertEqual(frame(b"now"), transport.taken)
+
+    def test_error(self) -> None:
+        """An error of the connection is seen where the reactor writes."""
+        transport = self.send(room=-1)
+        self.assertEqual((b"", 1), (transport.taken, transport.asked))
+
+    def test_otherTransports(self) -> None:
+        """A transport that is no file descriptor is written to."""
         protocol = receiver()
-        protocol.sendString(b"later")
-        protocol.push()
-        self.assertEqual(frame(b"later"), protocol.transport.value())
+        protocol.send_at_once(b"now")
+        self.assertEqual(frame(b"now"), protocol.transport.value())

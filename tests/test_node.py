@@ -5,11 +5,14 @@ from __future__ import annotations
 from random import Random
 from typing import Any
 
+import msgspec
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from twisted_paxos.core.messages import SlotEntry
+from twisted_paxos.core.effects import Effects
+from twisted_paxos.core.messages import Accepted, Heartbeat, SlotEntry
 from twisted_paxos.errors import NodeStopped, ValueTooLarge
+from twisted_paxos.node import PersistentPaxosNode
 from twisted_paxos.statemachine.kvcommands import (
     LeaseGrant,
     Put,
@@ -211,6 +214,105 @@ class EmbeddingTests(ClusterCase):
         self.assertNoResult(waiting)
         cluster.network.heal_all()
         cluster.result(waiting, 5)
+
+
+class RoutineTests(ClusterCase):
+    """What changes nothing ends no turn: nothing is proposed, written or armed anew for it."""
+
+    def setUp(self) -> None:
+        self.cluster = self.make()
+        self.client = self.cluster.client()
+        self.cluster.result(self.client.propose("x"), 5)
+        self.cluster.run(2)
+        self.leading = self.cluster.leaders()[0]
+        self.leader = self.node(self.leading)
+        self.follower = self.node(next(uid for uid in "ABC" if uid != self.leading))
+        self.turns = 0
+        self.ticks = 0
+
+    def node(self, uid: str) -> PersistentPaxosNode:
+        """A running node."""
+        node = self.cluster.nodes[uid].node
+        assert node is not None
+        return node
+
+    def watch(self, node: PersistentPaxosNode) -> None:
+        """Count its turns' ends, and those at which something was due."""
+        write_now, tick = node.performer.write_now, node.replica.tick
+
+        def count_turn() -> None:
+            self.turns += 1
+            write_now()
+
+        def count_tick(now_s: float) -> Effects:
+            self.ticks += 1
+            return tick(now_s)
+
+        self.patch(node.performer, "write_now", count_turn)
+        self.patch(node.replica, "tick", count_tick)
+
+    def tell(self, node: PersistentPaxosNode, source: PersistentPaxosNode, message: Any) -> int:
+        """``node`` hears this from ``source``; how many turns ended for it."""
+        before = self.turns
+        with node.turn:
+            node.receive(source.replica.me, message, self.cluster.clock.now_s)
+        return self.turns - before
+
+    def heartbeats(self, node: PersistentPaxosNode) -> int:
+        """How many came to ``node``, with the replies to its own."""
+        return node.receiver.received["Heartbeat"] + node.receiver.received["HeartbeatReply"]
+
+    def heartbeat(self, source: PersistentPaxosNode, **changes: Any) -> Heartbeat:
+        """As ``source`` would send it, with these changes in what it says of itself."""
+        status = source.replica.status(self.cluster.clock.now_s)
+        return Heartbeat(7, msgspec.structs.replace(status, **changes))
+
+    def test_idleCluster(self) -> None:
+        """In an idle cluster only what is due ends a turn: no heartbeat of another node does."""
+        nodes = (self.leader, self.follower)
+        for node in nodes:
+            self.watch(node)
+        before = sum(map(self.heartbeats, nodes))
+        self.cluster.run(3)
+        self.assertEqual(self.turns, self.ticks)
+        self.assertGreater(sum(map(self.heartbeats, nodes)) - before, 3 * self.ticks)
+
+    def test_armsNothing(self) -> None:
+        """A heartbeat does not touch the timer."""
+        self.watch(self.follower)
+        timer, due_s = self.follower._timer, self.follower._timer.getTime()
+        self.assertEqual(0, self.tell(self.follower, self.leader, self.heartbeat(self.leader)))
+        self.assertEqual((timer, due_s), (self.follower._timer, self.follower._timer.getTime()))
+
+    def test_voteAfterTheMajority(self) -> None:
+        """A vote that comes late changes nothing; one that counts does."""
+        self.watch(self.leader)
+        replica = self.leader.replica
+        late = Accepted(replica.proposer.ballot, (replica.log.chosen_upto,))
+        self.assertEqual(0, self.tell(self.leader, self.follower, late))
+        for uid in "ABC".replace(self.leading, ""):
+            hosts = [self.cluster.nodes[its].host for its in (self.leading, uid)]
+            self.cluster.network.cut(*hosts, both=False)
+        self.follower.propose("the leader hears of it, nobody else votes for it")
+        self.cluster.run(0.01)
+        self.assertFalse(self.leader.replica.requests)
+        counts = Accepted(replica.proposer.ballot, (replica.log.chosen_upto + 1,))
+        self.assertEqual(1, self.tell(self.leader, self.follower, counts))
+
+    def test_newsIsNoRoutine(self) -> None:
+        """A heartbeat that tells of slots that are missing here: they are to be asked for in time."""
+        self.watch(self.follower)
+        chosen_upto = self.follower.replica.log.chosen_upto
+        news = self.heartbeat(self.leader, chosen_upto=chosen_upto + 3)
+        self.assertEqual(1, self.tell(self.follower, self.leader, news))
+
+    def test_waitingCommandsAreNoRoutine(self) -> None:
+        """While commands of this node wait, a heartbeat may say where they are to go."""
+        self.cluster.network.isolate(self.cluster.nodes[self.follower.uid].host)
+        self.follower.propose("y")
+        self.cluster.run(0.01)
+        self.watch(self.follower)
+        self.assertEqual(1, self.tell(self.follower, self.leader, self.heartbeat(self.leader)))
 
 
 class StoreTests(ClusterCase):

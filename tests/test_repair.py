@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.test_node import ClusterCase
 from twisted_paxos.core.effects import Effects, ReadChosen
-from twisted_paxos.testing.cluster import SimulatedCluster
+from twisted_paxos.testing.cluster import SimulatedCluster, SimulatedNode
 
 
 class RepairTests(ClusterCase):
@@ -100,6 +100,32 @@ class RepairTests(ClusterCase):
         self.victim.disk.restore(copy)
         self.victim.start()
         self.check_repaired(old)
+
+    def test_copyOfARunningNodeWithoutTheLeader(self) -> None:
+        """Votes go to the leader only; when it is down, the third node knows of them by heartbeats."""
+        leader = self.cluster.leaders()[0]
+        followers = [node for node in self.cluster.nodes.values() if node.uid != leader]
+        # The leader asks the nearest majority: the other follower may not vote at all.
+        self.victim = max(followers, key=self.voted_upto)
+        old, voted_upto = self.incarnation(), self.voted_upto(self.victim)
+        copy = self.victim.disk.snapshot()
+        self.write(20)
+        self.assertGreaterEqual(self.voted_upto(self.victim), voted_upto + 20)
+        self.cluster.run(0.5)
+        self.cluster.nodes[leader].crash()
+        self.victim.crash()
+        self.victim.disk.restore(copy)
+        self.victim.start()
+        renewed = lambda: self.victim.node is not None and self.incarnation() != old  # noqa: E731
+        self.assertTrue(self.cluster.run_until(renewed, 5), "the third node takes the copy for the node")
+        self.assertEqual([], self.cluster.leaders())
+        self.cluster.nodes[leader].start()
+        self.check_repaired(old)
+
+    def voted_upto(self, its: SimulatedNode) -> int:
+        """The highest slot that a running node has voted for in this start."""
+        assert its.node is not None
+        return its.node.performer.voted_upto
 
     def test_readError(self) -> None:
         """A disk that cannot be read for a moment, for a peer's question, costs neither vote nor node."""

@@ -166,7 +166,14 @@ class Applier:
             return
         self._apply_all([entry for entry in entries if entry.slot > self.applied_upto])
         # At the next turn: other work goes on in between.
-        self._clock.callLater(0 if entries else RETRY_S, self._go_on)
+        self._clock.callLater(0 if entries else RETRY_S, self._go_on_later)
+
+    def _go_on_later(self) -> None:
+        """Nobody stands above a call of the reactor's: what fails in it is told from here."""
+        try:
+            self._go_on()
+        except Exception:
+            self._failed(Failure())
 
     def _read_failed(self, failure: Failure) -> None:
         self._reading = False

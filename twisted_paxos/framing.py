@@ -117,17 +117,24 @@ class FrameReceiver(Int32StringReceiver):
             return None
         return data[frame_start : frame_start + length_bytes]
 
-    def push(self) -> None:
-        """Give the system what was written in this turn, instead of one turn of the reactor later.
+    def send_at_once(self, string: bytes) -> None:
+        """Send a frame that somebody waits for now, instead of one turn of the reactor later.
 
-        For the end of a turn, after small messages that somebody waits for. Does nothing where it
-        makes no difference or there is more to it: TLS, a full buffer, a connection that closes.
+        Where there is more to it (TLS, something in the buffer, a connection that closes), it is left
+        to the reactor, in its order.
         """
         transport = self.transport
+        frame = len(string).to_bytes(_LENGTH_BYTES, "big") + string
         if (
             isinstance(transport, FileDescriptor)
             and transport.connected
+            and not (transport.dataBuffer or transport._tempDataBuffer)
             and not (transport.disconnecting or transport.producerPaused or getattr(transport, "TLS", False))
         ):
-            # What goes wrong here goes wrong again, and is then seen, when the reactor writes.
-            transport.doWrite()
+            written = transport.writeSomeData(frame)
+            if isinstance(written, int):
+                if written == len(frame):
+                    return
+                frame = frame[written:]
+            # What went wrong here goes wrong again, and is then seen, when the reactor writes.
+        transport.write(frame)

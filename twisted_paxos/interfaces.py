@@ -244,5 +244,11 @@ class INode(Interface):
         Begins with the lowest slot that is still stored, where that is higher.
         """
 
+    def at_turn_end(call: Callable[[], None]) -> bool:
+        """Have ``call`` called once what is being applied now is applied; False when nothing is.
+
+        For results that are to leave together and at once: the reactor's next turn may be late.
+        """
+
     def on_chosen(listener: Callable[[int], None]) -> Callable[[], None]:
         """Call ``listener(chosen_upto)`` whenever slots were applied; returns what ends it."""

@@ -23,7 +23,6 @@ import twisted_paxos
 from twisted_paxos.applier import Applier
 from twisted_paxos.config import NodeConfig
 from twisted_paxos.core import limits
-from twisted_paxos.core.ballot import ProposalID
 from twisted_paxos.core.effects import Effects
 from twisted_paxos.core.messages import (
     Accepted,
@@ -57,6 +56,7 @@ from twisted_paxos.protocols.messenger import SocketMessenger
 from twisted_paxos.protocols.proposer import MemberProtocol, ProposerProtocol
 from twisted_paxos.protocols.turn import Turn
 from twisted_paxos.reads import NodeReads
+from twisted_paxos.reports import Reports
 from twisted_paxos.snapshots import (
     DEFAULT_POLICY,
     Policy,
@@ -81,8 +81,8 @@ RECEIVE_BUFFER_BYTES = 4 << 20
 EARLY_S = 0.0005
 """A timer that fires this much before its time is on time."""
 
-REPORT_WAITING_S = 5.0
-"""How often a node that cannot vote yet says for whom it waits."""
+SOON_S = 0.002
+"""A timer that fires within this time need not be looked at: then it is seen what is due."""
 
 SHOWN_VALUE_CHARS = 120
 """Longer values are shortened in the log lines of chosen slots."""
@@ -144,11 +144,10 @@ class PersistentPaxosNode(Service):
         self._recovered_upto = 0
         self._ports: list[Any] = []
         self._started_s = 0.0
-        self._reported_s = float("-inf")
-        self._reported_leader: ProposalID | None = None
-        self._reported_replace = False
         self.lost = False
         self._session: OwnSession | None = None
+        self._applying = False
+        self._at_turn_end: list[Callable[[], None]] = []
         self._chosen_listeners: list[Callable[[int], None]] = []
 
     # -- start and stop
@@ -194,6 +193,7 @@ class PersistentPaxosNode(Service):
             self.config.client_told,
         )
         self.replica = Replica(settings, recovered, self._random, self._started_s)
+        self._reports = Reports(self.replica, self._started_s)
         codec = PeerCodec(self.cluster, self.config.cluster_key)
         self.turn = Turn(self._reactor, self._settle, self._after_turn)
         self.receiver = Receiver(codec, self._reactor)
@@ -223,7 +223,7 @@ class PersistentPaxosNode(Service):
             self.storage,
             self.messenger,
             self._receive_own,
-            self._apply,
+            self.applier.chosen,
             self.reads.confirmed,
             lambda source: self.snapshot_receiver.start(source),
             lambda: (self.replica.log.chosen_upto, self.replica.log.log_start),
@@ -407,9 +407,12 @@ class PersistentPaxosNode(Service):
             return
         self._halt()
         if isinstance(reason, Failure):
+            text = reason.getErrorMessage()
             if not reason.check(StorageError):
                 log.failure("node {uid} failed", failure=reason, uid=self.uid)
-            reason = reason.getErrorMessage()
+                # By itself, the text of a KeyError is a key, and that of an assertion may be nothing.
+                text = f"unexpected {reason.value!r}"
+            reason = text
         self._stop(f"node {self.uid} stops: {reason}")
 
     # -- messages and time
@@ -456,24 +459,43 @@ class PersistentPaxosNode(Service):
             self.performer.perform(effects)
 
     def _settle(self) -> None:
-        """The end of a turn, first part: what others wait for."""
+        """The end of a turn, first part: what others wait for. Half of it is the end of the node."""
         if self._stopping:
             return
-        now_s = self._reactor.seconds()
-        if self._tick_due or self.replica.election.is_round_due(now_s):
-            self._tick(now_s)
-        if self.reads.asks:
-            self._perform(self._decide(self.reads.ask, now_s))
-        self._perform(self._decide(self.replica.flush, now_s))
-        self.performer.write_now()
+        try:
+            now_s = self._reactor.seconds()
+            if self._tick_due or self.replica.election.is_round_due(now_s):
+                self._tick(now_s)
+            if self.reads.asks:
+                self._perform(self._decide(self.reads.ask, now_s))
+            self._perform(self._decide(self.replica.flush, now_s))
+            self.performer.write_now()
+        except Exception:
+            self._fail(Failure())
 
     def _after_turn(self) -> None:
-        """The end of a turn, second part."""
+        """The end of a turn, second part. A node that could not arm its timer would wait for ever."""
+        if self._stopping:
+            return
+        try:
+            self._apply_now()
+            if self.reads.asks:
+                # A read that needs no other node is answered while the turn is settled; this one followed it.
+                self.turn.plan()
+            self._rearm()
+        except Exception:
+            self._fail(Failure())
+
+    def _apply_now(self) -> None:
+        self._applying = True
         self.performer.apply_now(bool(self.replica.requests) or self.applier.is_awaited)
-        if self.reads.asks:
-            # A read that needs no other node is answered while the turn is settled; this one followed it.
-            self.turn.plan()
-        self._rearm()
+        self._applying = False
+        calls, self._at_turn_end = self._at_turn_end, []
+        for call in calls:
+            try:
+                call()
+            except Exception:
+                log.failure("node {uid}: telling results failed", uid=self.uid)
 
     def _timer_fired(self) -> None:
         """What it was armed for is often done by then: a proposal is chosen long before its retry."""
@@ -481,10 +503,11 @@ class PersistentPaxosNode(Service):
         if self._stopping:
             return
         now_s = self._reactor.seconds()
-        if self.replica.deadline_s(now_s) > now_s + EARLY_S:
-            self._rearm()
-        else:
-            self._tick_soon()
+        try:
+            early = self.replica.deadline_s(now_s) > now_s + EARLY_S
+            (self._rearm if early else self._tick_soon)()
+        except Exception:
+            self._fail(Failure())
 
     def _tick_soon(self) -> None:
         self._tick_due = True
@@ -498,7 +521,7 @@ class PersistentPaxosNode(Service):
         self.replica.voted, self.replica.voted_upto = self.performer.voted, self.performer.voted_upto
         self._perform(self._decide(self.replica.tick, now_s))
         if not self._stopping:
-            self._report(now_s)
+            self._reports.look(now_s)
             self._measures.look(now_s)
 
     def _rearm(self) -> None:
@@ -506,6 +529,8 @@ class PersistentPaxosNode(Service):
         if self._stopping:
             return
         now_s = self._reactor.seconds()
+        if self._armed_s <= now_s + SOON_S:
+            return
         delay_s = max(0.001, self.replica.deadline_s(now_s) - now_s)
         if self._armed_s <= now_s + delay_s + 0.001:
             return
@@ -514,38 +539,6 @@ class PersistentPaxosNode(Service):
         else:
             self._timer.reset(delay_s)
         self._armed_s = now_s + delay_s
-
-    def _report(self, now_s: float) -> None:
-        """Say who leads, when that changes, and for whom a node waits that cannot vote."""
-        leader = self.replica.leader
-        if leader != self._reported_leader and leader.number:
-            self._reported_leader = leader
-            log.info("{leader} leads, ballot {ballot}", leader=leader.uid, ballot=str(leader))
-        self._report_replace()
-        waiting = self.replica.formation.waiting_for
-        if waiting and now_s - self._started_s > 1 and now_s - self._reported_s > REPORT_WAITING_S:
-            self._reported_s = now_s
-            lost = self.replica.formation.identity.lost
-            log.info(
-                "no vote yet ({reason}): waiting for {names}; start them, or check --peer",
-                reason="its storage was lost: a member must say who votes" if lost else "first start",
-                names=", ".join(waiting),
-            )
-
-    def _report_replace(self) -> None:
-        """Say that the cluster knows another life of this node, and when this one votes in its place."""
-        needed = self.replica.formation.needs_replace
-        if needed == self._reported_replace:
-            return
-        self._reported_replace = needed
-        if needed:
-            text = (
-                "the cluster knows an earlier life of node {uid}: this storage, incarnation {incarnation}, is"
-                " new. It fetches what was chosen, and votes once a majority has agreed to it"
-            )
-        else:
-            text = "node {uid} votes again, as the new incarnation {incarnation}"
-        log.warn(text, uid=self.uid, incarnation=self.replica.me.incarnation)
 
     # -- commands
 
@@ -562,6 +555,12 @@ class PersistentPaxosNode(Service):
     def _check_running(self) -> None:
         if self._stopping or not self.running:
             raise NodeStopped("the node is stopping; ask another one")
+
+    def at_turn_end(self, call: Callable[[], None]) -> bool:
+        """See `INode.at_turn_end`."""
+        if self._applying:
+            self._at_turn_end.append(call)
+        return self._applying
 
     def forget(self, sink: IResultSink) -> None:
         """See `INode.forget`."""
@@ -627,12 +626,6 @@ class PersistentPaxosNode(Service):
         return self.machine.watches if isinstance(self.machine, KeyValueStore) else None
 
     # -- chosen slots
-
-    def _apply(self, entries: Sequence[SlotEntry]) -> None:
-        try:
-            self.applier.chosen(entries)
-        except Exception:
-            self._fail(Failure())
 
     def _applied(self, entry: SlotEntry, applied: Applied) -> None:
         # What was known before this start was printed then.

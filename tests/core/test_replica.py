@@ -11,7 +11,7 @@ from tests.core.runs import command
 from tests.core.transcript import lines, sender, value
 from twisted_paxos.core import limits
 from twisted_paxos.core.ballot import ProposalID
-from twisted_paxos.core.effects import Effects
+from twisted_paxos.core.effects import OTHERS, Effects
 from twisted_paxos.core.messages import (
     Accept,
     Accepted,
@@ -326,3 +326,22 @@ class RoundsTests(ReplicaCase):
             replica.election.start_round(now_s)
             replica.receive(me, Heartbeat(1, Status()), now_s + after_s)
             self.assertEqual(replica.election.is_round_due(now_s + after_s), due)
+
+    def test_oneMessageAsksAndAnswers(self) -> None:
+        """A node whose own round begins with another's answers by its own heartbeat, and is heard so."""
+        follower, third = self.replica(self.follower), self.replica(self.third)
+        now_s = self.cluster.now_s
+        for replica in (follower, third):
+            replica.election.start_round(now_s)
+        asked = Heartbeat(third.election.round, third.status(now_s))
+        now_s += 0.06
+        self.assertFalse(follower.receive(third.me, asked, now_s).sends)
+        (to, heartbeat) = next(
+            one for one in follower.tick(now_s).sends if isinstance(one.message, Heartbeat)
+        )
+        self.assertEqual((to, heartbeat.answers), (OTHERS, {self.third: asked.round}))
+        self.assertIn(self.follower, third.election.silent())
+        third.receive(follower.me, heartbeat, now_s)
+        self.assertNotIn(self.follower, third.election.silent())
+        follower.election.start_round(now_s)
+        self.assertEqual(follower._heartbeat(follower.election.take_owed(), now_s).answers, {})

@@ -88,6 +88,10 @@ class PerformerCase(SynchronousTestCase):
             self.turn,
         )
 
+    def vote(self, slot: int, at: str = "1.B") -> Effects:
+        """What this node's acceptor asks for while B leads."""
+        return Effects([record(slot, at)], replies=[Send(("B",), Accepted(ballot(at), (slot,)))])
+
     def deliver(self, message: Any) -> Effects:
         """A message of the node to itself."""
         self.own.append(message)
@@ -125,10 +129,6 @@ class OrderTests(PerformerCase):
         self.storage.finish()
         self.assertEqual(self.left, [Accepted(ballot("1.A"), (1,))])
         self.assertEqual(self.own, [Accepted(ballot("1.A"), (1,))])
-
-    def vote(self, slot: int, at: str = "1.B") -> Effects:
-        """What this node's acceptor asks for while B leads."""
-        return Effects([record(slot, at)], replies=[Send(("B",), Accepted(ballot(at), (slot,)))])
 
     def test_rule1VoteForALeaderLeavesWithItsSync(self) -> None:
         """Rule 1: a follower's vote leaves once, where its sync ended, before the reactor is told."""
@@ -296,7 +296,39 @@ class FailureTests(PerformerCase):
         self.storage.finish()
         self.assertEqual(self.stopped, ["a rule was broken"])
 
-    def explode(self, message: Any) -> Effects:
+    def test_failureToSendStopsTheNode(self) -> None:
+        """A message that cannot be encoded: what was to follow is not done, and what is held stays held."""
+        self.perform(self.vote(1))
+        self.patch(self.messenger, "send", self.explode)
+        effects = Effects([record(2)], sends=[Send(OTHERS, Fetch(1, 1, 1))])
+        effects.readable = [Readable(4, 9)]
+        self.perform(effects, accept(3))
+        self.storage.finish()
+        self.assertEqual(self.stopped, ["a rule was broken"])
+        self.assertEqual((self.left, self.readable, len(self.storage.writes)), ([], [], 1))
+
+    def test_failureAfterAWriteComesBeforeTheTurnsEnd(self) -> None:
+        """What fails while a write's replies are released has stopped the node when its turn is settled."""
+        settled: list[list[str]] = []
+        self.performer._turn = Turn(self.clock, lambda: settled.append([*self.stopped]), lambda: None)
+        self.performer.perform(accept(1))
+        self.performer.write_now()
+        self.performer.perform(chosen(entry(1, "1.A", 1)))
+        self.performer.perform(accept(2))
+        self.performer._apply = self.explode
+        self.storage.finish()
+        self.assertEqual(settled, [["a rule was broken"]])
+        self.assertEqual(self.stopped, ["a rule was broken"])
+
+    def test_storageThatTakesNothingStopsTheNode(self) -> None:
+        """Storage that raises, at once or when a write is tried again, is as broken as one that fails."""
+        self.perform(accept(1))
+        self.storage.finish(StorageFull("no room"))
+        self.patch(self.storage, "write", self.explode)
+        self.clock.advance(FULL_RETRY_S)
+        self.assertEqual(self.stopped, ["a rule was broken"])
+
+    def explode(self, *_: Any) -> Any:
         """As a failed assertion in the core."""
         raise AssertionError("a rule was broken")
 

@@ -174,6 +174,74 @@ class SendingTests(MessengerCase):
         self.assertEqual(self.c.by_datagram, [])
 
 
+class PreparingTests(MessengerCase):
+    """`SocketMessenger.prepare`: encoded now, sent by whoever calls what it returns."""
+
+    def test_sendsWhatItEncoded(self) -> None:
+        """Nothing leaves before the call; with each call the same bytes do, encoded once."""
+        with patch.object(CODEC, "encode", wraps=CODEC.encode) as encode:
+            send = self.a.messenger.prepare("B", Fetch(1, 2, 3))
+            assert send is not None
+            self.clock.advance(1)
+            self.assertEqual(self.b.by_datagram, [])
+            send()
+            send()
+            self.clock.advance(1)
+        self.assertEqual(self.b.by_datagram, [Fetch(1, 2, 3), Fetch(1, 2, 3)])
+        self.assertEqual((encode.call_count, self.a.messenger.sent), (1, {"Fetch": 1}))
+
+    def check_not_prepared(self, uid: str, message: Any) -> None:
+        """It is for `send`: nothing is counted, and nothing left."""
+        self.assertIsNone(self.a.messenger.prepare(uid, message))
+        self.clock.advance(5)
+        self.assertEqual((self.a.messenger.sent, self.a.messenger.sent_bytes), ({}, 0))
+        self.assertEqual((self.b.by_datagram, self.b.by_link), ([], []))
+
+    def test_unknownPeer(self) -> None:
+        """Not for an id that nobody has, its own one, or a name that is not resolved yet."""
+        self.check_not_prepared("X", Fetch(1, 2, 3))
+        self.check_not_prepared("A", Fetch(1, 2, 3))
+        self.a.messenger._peers["B"].ip = None
+        self.check_not_prepared("B", Fetch(1, 2, 3))
+
+    def test_tooLargeForADatagram(self) -> None:
+        """What would need a link, which only the reactor's thread may use, is not prepared."""
+        self.check_not_prepared("B", large(DATAGRAM_BYTES))
+
+    def test_largestDatagram(self) -> None:
+        """The limit itself is no larger than the limit."""
+        message = large(100)
+        self.a.messenger._peers["B"].datagram_max_bytes = len(CODEC.encode(sender("A"), message))
+        self.assertIsNotNone(self.a.messenger.prepare("B", message))
+        self.assertIsNone(self.a.messenger.prepare("B", large(101)))
+
+    def test_closed(self) -> None:
+        """After `close` nothing is prepared."""
+        self.successResultOf(self.a.messenger.close())
+        self.check_not_prepared("B", Fetch(1, 2, 3))
+
+    def test_transportOfTheReactorsThread(self) -> None:
+        """Before the port is bound, or where only the reactor's thread may use it, nothing is prepared."""
+        self.a.port.transport.writes_from_any_thread = False
+        self.a.messenger.attach(self.a.port.transport)
+        self.check_not_prepared("B", Fetch(1, 2, 3))
+        addresses = {"B": Address(HOSTS["B"], PORT)}
+        unbound = SocketMessenger(self.a.reactor, CODEC, sender("A"), addresses, lambda ip: 1_400, steady)
+        self.assertIsNone(unbound.prepare("B", Fetch(1, 2, 3)))
+
+    def test_errorsAreLostDatagrams(self) -> None:
+        """What the system refuses is counted, also in the thread that sends it."""
+        send = self.a.messenger.prepare("B", Fetch(1, 2, 3))
+        assert send is not None
+        self.patch(self.a.messenger, "_send_to", self.refuse)
+        send()
+        self.assertEqual(self.a.messenger.failed, 1)
+
+    def refuse(self, data: bytes, addr: Any) -> None:
+        """As a socket without a route."""
+        raise OSError("no route")
+
+
 class PeersTests(MessengerCase):
     """Who is where."""
 

@@ -116,7 +116,7 @@ class ClientConnection(FrameReceiver):
 
     def send(self, request: Request) -> None:
         """Send one request; what is larger than a frame may be is the caller's mistake."""
-        self.sendString(encode(request))
+        self.send_at_once(encode(request))
 
     def stringReceived(self, string: bytes) -> None:
         """One frame arrived."""

@@ -110,6 +110,7 @@ class Session:
         self._room_waiters: list[Deferred[None]] = []
         self._timers: dict[str, IDelayedCall] = {}
         self._flush_wanted = False
+        self._answering = False
 
     @property
     def session_id(self) -> str:
@@ -274,7 +275,8 @@ class Session:
         """Send what may be sent at the end of this turn, together."""
         if not self._flush_wanted:
             self._flush_wanted = True
-            self._start_timer("flush", 0, self._flush)
+            if not self._answering:
+                self._start_timer("flush", 0, self._flush)
 
     def _flush(self) -> None:
         self._flush_wanted = False
@@ -285,8 +287,6 @@ class Session:
                 self._send_all()
             else:
                 self._open_session()
-            if self._connection is not None:
-                self._connection.push()
         self._give_room()
 
     def _send_all(self) -> None:
@@ -339,6 +339,16 @@ class Session:
     # -- answers ---------------------------------------------------------------------------------
 
     def _got(self, response: Response) -> None:
+        """An answer; what its receivers ask for in return leaves with its end."""
+        self._answering = True
+        try:
+            self._take(response)
+        finally:
+            self._answering = False
+            if self._flush_wanted and not self._runs("flush"):
+                self._flush()
+
+    def _take(self, response: Response) -> None:
         if isinstance(response, Results):
             self._results(response.results)
         elif isinstance(response, Answer):

@@ -96,6 +96,7 @@ class Election:
         self.round_trips: dict[str, Histogram] = {}
         self._random = random
         self._heard: dict[str, Heard] = {}
+        self._owed: dict[str, int] = {}
         self._probe_sent_s: dict[int, float] = {}
         self._leader_heard_s = float("-inf")
         self._votes_heard_s: dict[str, float] = {}
@@ -252,6 +253,15 @@ class Election:
     def is_round_due(self, now_s: float) -> bool:
         """Whether a round is to begin."""
         return now_s >= self._next_round_s
+
+    def owe(self, uid: str, round_number: int) -> None:
+        """The heartbeat that this node is about to send answers one of ``uid``."""
+        self._owed[uid] = round_number
+
+    def take_owed(self) -> dict[str, int]:
+        """What a heartbeat to all answers."""
+        owed, self._owed = self._owed, {}
+        return owed
 
     def start_round(self, now_s: float) -> None:
         """Count a new round; also out of turn, when there is news to tell."""

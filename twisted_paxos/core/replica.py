@@ -299,8 +299,12 @@ class Replica:
         return effects
 
     def _on_heartbeat(self, sender: Sender, message: Heartbeat, now_s: float) -> Effects:
-        effects = self._heard(sender, message.status, None, now_s)
+        effects = self._heard(sender, message.status, message.answers.get(self.settings.uid), now_s)
         self.election.align_round(now_s)
+        if self.election.is_round_due(now_s):
+            # This node's own heartbeat leaves in the same turn.
+            self.election.owe(sender.uid, message.round)
+            return effects
         reply = HeartbeatReply(message.round, self.status(now_s))
         return joined(effects, Effects(sends=[Send((sender.uid,), reply)]))
 
@@ -453,7 +457,10 @@ class Replica:
     def _news(self, now_s: float) -> Effects:
         """A heartbeat out of turn: who leads, or that nobody does, is worth telling at once."""
         self.election.start_round(now_s)
-        return Effects(sends=[Send(OTHERS, Heartbeat(self.election.round, self.status(now_s)))])
+        return Effects(sends=[Send(OTHERS, self._heartbeat(self.election.take_owed(), now_s))])
+
+    def _heartbeat(self, answers: dict[str, int], now_s: float) -> Heartbeat:
+        return Heartbeat(self.election.round, self.status(now_s), answers)
 
     # -- commands
 
@@ -494,9 +501,9 @@ class Replica:
         effects.add(self._ask_to_be_admitted(now_s))
         due = self.election.probes(now_s)
         if due is not None:
-            to = OTHERS if due else self.election.silent()
+            to, answers = (OTHERS, self.election.take_owed()) if due else (self.election.silent(), {})
             if to:
-                effects.sends.append(Send(to, Heartbeat(self.election.round, self.status(now_s))))
+                effects.sends.append(Send(to, self._heartbeat(answers, now_s)))
         effects.add(self._elect(now_s))
         effects.add(self.learner.tick(now_s))
         effects.add(self.proposer.tick(now_s))

@@ -156,6 +156,7 @@ class ClientPortProtocol(FrameReceiver):
         self._pending = Names()
         self._results: list[Result] = []
         self._flush_call: IDelayedCall | None = None
+        self._flush_planned = False
         self._limit_call: IDelayedCall | None = None
         self._reads: set[LogRead] = set()
         self._queries = QueryPort(port.node, port.reactor, self)
@@ -241,7 +242,7 @@ class ClientPortProtocol(FrameReceiver):
         if self._watches is not None:
             self._watches.go_on()
 
-    def reply(self, message: Response) -> None:
+    def reply(self, message: Response, at_once: bool = False) -> None:
         """Send ``message``; a client that lets too much wait is dropped."""
         frame = encode(message)
         if self.paused:
@@ -249,7 +250,10 @@ class ClientPortProtocol(FrameReceiver):
             if self._backlog_bytes > BACKLOG_MAX_BYTES:
                 self._drop_slow()
                 return
-        self.sendString(frame)
+        if at_once:
+            self.send_at_once(frame)
+        else:
+            self.sendString(frame)
 
     def _drop_slow(self) -> None:
         if self._closing:
@@ -364,19 +368,23 @@ class ClientPortProtocol(FrameReceiver):
         if self._closing:
             return
         self._results.extend(results)
-        if self._flush_call is None:
-            self._flush_call = self.port.reactor.callLater(0, self._flush_results)
+        if not self._flush_planned:
+            self._flush_planned = True
+            if not self.port.node.at_turn_end(self._flush_results):
+                self._flush_call = self.port.reactor.callLater(0, self._flush_results)
 
     def _flush_results(self) -> None:
         if self._flush_call is not None and self._flush_call.active():
             self._flush_call.cancel()
         self._flush_call = None
+        self._flush_planned = False
         results, self._results = self._results, []
+        if not results:
+            return
         self._pending.discard(results)
         for part in _parts(results):
             if not self._closing:
-                self.reply(Results(part))
-        self.push()
+                self.reply(Results(part), at_once=True)
 
 
 def _parts(results: Sequence[Result]) -> Iterator[tuple[Result, ...]]:

@@ -135,6 +135,9 @@ class EffectPerformer:
                     self._perform(self._queue.popleft())
                 else:
                     self._queue.append(self._deliver(self._to_self.popleft()))
+        except Exception:
+            # Half of it is done: whatever is said next may not be true.
+            self._broken(Failure())
         finally:
             self._busy = False
 
@@ -241,13 +244,20 @@ class EffectPerformer:
     def _write_records(self, records: list[Record], vote: Callable[[], None] | None) -> None:
         if self._stopped:
             return
-        written = self._storage.write(records, vote)
+        try:
+            written = self._storage.write(records, vote)
+        except Exception:
+            self._broken(Failure())
+            return
         written.addCallbacks(self._written, self._not_written, (records,), {}, (records, vote), {})
         written.addErrback(self._broken)
 
     def _written(self, _: object, records: list[Record]) -> None:
         with self._turn:
-            self._release(records)
+            try:
+                self._release(records)
+            except Exception:
+                self._broken(Failure())  # Before the turn ends: that would go on as if all was well.
 
     def _release(self, records: list[Record]) -> None:
         released, self._writing = self._writing, None

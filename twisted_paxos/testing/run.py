@@ -15,7 +15,7 @@ from msgspec import Raw
 
 from twisted_paxos import applier, snapshots
 from twisted_paxos.core import limits
-from twisted_paxos.core.messages import Accept, Chosen, Command, Forward, Promise
+from twisted_paxos.core.messages import Accept, Chosen, Command, Commit, Forward, Promise, SlotEntry
 from twisted_paxos.node import PersistentPaxosNode
 from twisted_paxos.snapshots import Policy
 from twisted_paxos.testing.checks import Checks, LogWatch
@@ -112,15 +112,20 @@ def summary(message: Any) -> str:
         size = len(message.value)
         return f"Accept {message.ballot} slot {message.slot} ({size} bytes) chosen {message.chosen_upto}"
     if isinstance(message, Promise):
-        slots = [f"{entry.slot}@{entry.ballot}" for entry in message.accepted]
+        slots = _slots(message.accepted)
         part = f"{message.part + 1}/{message.parts}"
-        return f"Promise {message.ballot} {part} chosen {message.chosen_upto} accepted {' '.join(slots)}"
+        return f"Promise {message.ballot} {part} chosen {message.chosen_upto} accepted {slots}"
     if isinstance(message, Chosen):
-        slots = [f"{entry.slot}@{entry.ballot}" for entry in message.entries]
-        return f"Chosen {' '.join(slots)} of {message.chosen_upto} from {message.log_start}"
+        return f"Chosen {_slots(message.entries)} of {message.chosen_upto} from {message.log_start}"
+    if isinstance(message, Commit):
+        return f"Commit {message.ballot} chosen {message.chosen_upto} shares {_slots(message.entries)}"
     if isinstance(message, Forward):
         return f"Forward {message.forward_id} {[f'{c.client[:4]} {c.sequence}' for c in message.commands]}"
     return repr(message)[:SUMMARY_MAX_CHARS]
+
+
+def _slots(entries: Sequence[SlotEntry]) -> str:
+    return " ".join(f"{entry.slot}@{entry.ballot}" for entry in entries) or "none"
 
 
 class Run:
