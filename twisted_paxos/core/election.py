@@ -149,7 +149,7 @@ class Election:
         self.round_trips[uid].observe(round_trip_s)
 
     def heard_leader(self, ballot: ProposalID, now_s: float) -> None:
-        """A leader with a majority shows itself, by a heartbeat or by an Accept."""
+        """A leader with a majority shows itself, by a heartbeat, an Accept or a Commit."""
         self.saw(ballot)
         if ballot >= self.leader:
             self.leader = ballot
