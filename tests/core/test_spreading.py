@@ -18,6 +18,7 @@ from twisted_paxos.core.spreading import (
     WARY_SLOTS,
     Spreading,
 )
+from twisted_paxos.core.timing import LARGE_BYTES
 
 NEAR = ("A", "B")
 """Where an Accept goes once B is known to be the nearest."""
@@ -89,6 +90,11 @@ class NearestTests(SpreadingCase):
         self.assertEqual(self.accept(3, 1), EVERYONE)
         self.share(2)
         self.assertEqual(self.accept(4, 2), NEAR)
+
+    def test_largeValuesGoToAll(self) -> None:
+        """What no datagram holds goes by TCP: to wait for its time-out would take long."""
+        large = Raw(b"x" * (LARGE_BYTES + 1))
+        self.assertEqual(self.spreading.accept_to(2, large, 1, 0.1, False), EVERYONE)
 
     def test_fiveVoters(self) -> None:
         """Two others and the leader are a majority of five."""

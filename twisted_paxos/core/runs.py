@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
 
@@ -25,22 +25,23 @@ class Numbered(OfClient, Protocol):
 T = TypeVar("T", bound=Numbered)
 
 
-def client_runs(items: Sequence[OfClient]) -> Iterator[tuple[str, int, int]]:
+def client_runs(items: Sequence[OfClient]) -> Sequence[tuple[str, int, int]]:
     """The runs of ``items``, each as long as it can be, in order: client, start, and end (not included)."""
     clients = [item.client for item in items]
     length = len(clients)
     if length and clients.count(clients[0]) == length:
         # The usual case, and quickly found.
-        yield clients[0], 0, length
-        return
+        return ((clients[0], 0, length),)
+    runs: list[tuple[str, int, int]] = []
     start = 0
     while start < length:
         client = clients[start]
         end = start + 1
         while end < length and clients[end] == client:
             end += 1
-        yield client, start, end
+        runs.append((client, start, end))
         start = end
+    return runs
 
 
 class Names:

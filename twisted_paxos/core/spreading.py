@@ -20,6 +20,7 @@ from twisted_paxos.core import limits
 from twisted_paxos.core.ballot import ProposalID
 from twisted_paxos.core.effects import EVERYONE, NOTHING, OTHERS, Effects, Send, others_but
 from twisted_paxos.core.messages import Commit, SlotEntry
+from twisted_paxos.core.timing import is_large
 
 TELL_S = 0.002
 """What is chosen is told with the next Accept; when none leaves for this long, by itself."""
@@ -81,7 +82,7 @@ class Spreading:
         told_upto, self._told_upto, self._tell_at_s = self._told_upto, chosen_upto, None
         if awaited:
             self._awaited_upto = slot
-        if self._may_spare(now_s):
+        if self._may_spare(len(value), now_s):
             if self._spared_to != self._nearest:
                 # Who was the nearest is one of the others now, and may have been told less than those.
                 self._shared_upto = min(self._shared_upto, told_upto)
@@ -95,8 +96,11 @@ class Spreading:
             self._share_at_s = None
         return EVERYONE
 
-    def _may_spare(self, now_s: float) -> bool:
+    def _may_spare(self, size_bytes: int, now_s: float) -> bool:
         if not self._nearest or self._wary_slots or self._awaited_upto > self._shared_upto:
+            return False
+        if is_large(size_bytes):
+            # By TCP there is nothing to gain, and its time-out is long.
             return False
         if self._spared and self._spared_to != self._nearest:
             return False
