@@ -187,7 +187,7 @@ class Etcd(System):
         self._check(task, self._version(key), run["operations"])
         return run
 
-    def fail_over_s(self) -> float | None:
+    def fail_over(self) -> Run | None:
         """See `System`."""
         urls = [self._clients[self._leader], *(u for n, u in self._clients.items() if n != self._leader)]
         return fail_over_of(self.processes, self._leader, python("-m", "benchmarks.etcdwriter", *urls))

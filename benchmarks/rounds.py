@@ -150,8 +150,7 @@ class Comparison:
             time.sleep(1.0)
             self._keep(part, name, {"cpu_percent": system.idle_cpu_percent(IDLE_S)})
         elif part == "failover":
-            seconds = system.fail_over_s()
-            self._keep(part, name, None if seconds is None else {"fail_over_s": round(seconds, 3)})
+            self._keep(part, name, system.fail_over())
         else:
             assert isinstance(system, Etcd)
             depth = int(part.rpartition("-")[2])

@@ -26,6 +26,8 @@ MORE_UIDS = (*UIDS, "D", "E", "F", "G")
 FILL_IN_FLIGHT = 512
 LONG_S = 900.0
 """How long filling, a restart or a catch-up may take."""
+UNDER_WAY_S = 0.1
+"""So long after a leader's death answers of its own may still arrive."""
 GRACE_S = 60.0
 """How much longer than its own time a driver may take."""
 
@@ -84,8 +86,8 @@ class System(ABC):
     def run(self, task: Task) -> Run | None:
         """Do a workload, and check that what was acknowledged is there; None: it has no such thing."""
 
-    def fail_over_s(self) -> float | None:
-        """Kill the leader while a client writes; seconds until the next acknowledgement, if it can tell."""
+    def fail_over(self) -> Run | None:
+        """Kill the leader while a client writes; see `silences`. None if it cannot tell."""
         return None
 
     def fill(self, operations: int) -> None:
@@ -138,8 +140,12 @@ class System(ABC):
         return round(100 * used_s / len(after) / seconds, 3)
 
 
-def longest_gap(times_s: Sequence[float], killed_s: float) -> float:
-    """From the kill to the end of the longest silence that began at or after it, or contains it.
+def silences(times_s: Sequence[float], killed_s: float) -> Run:
+    """What the times of acknowledgements say of a kill.
+
+    Returns:
+        ``fail_over_s``, from the kill to the end of the silence that follows it, and
+        ``later_silence_s``, the longest one after that.
 
     Raises:
         BenchmarkError: there was no acknowledgement after it.
@@ -149,8 +155,10 @@ def longest_gap(times_s: Sequence[float], killed_s: float) -> float:
     if not before or not after:
         raise BenchmarkError("no acknowledged write before the leader was killed, or none after it")
     points = [killed_s, *after]
-    gaps = [(later - earlier, later) for earlier, later in pairwise(points)]
-    return max(gaps)[1] - killed_s
+    gaps = [(later - earlier, earlier, later) for earlier, later in pairwise(points)]
+    _, _, served_s = max(gap for gap in gaps if gap[1] <= killed_s + UNDER_WAY_S)
+    later_s = max((length_s for length_s, began_s, _ in gaps if began_s >= served_s), default=0.0)
+    return {"fail_over_s": round(served_s - killed_s, 3), "later_silence_s": round(later_s, 3)}
 
 
 class TwistedPaxos(System):
@@ -278,16 +286,16 @@ class TwistedPaxos(System):
         asked = (plain.ask(endpoint, StoreQuery(), False) for endpoint in self._endpoints.values())
         return True if any(answer is not None for answer in asked) else None
 
-    def fail_over_s(self) -> float | None:
+    def fail_over(self) -> Run | None:
         """See `System`."""
         workload = Workload(endpoints=self._from_leader(), seconds=6.0, warm_up_s=0.5, times=True)
         return fail_over_of(self.processes, self._leader, self.load_command(workload))
 
 
-def fail_over_of(processes: Processes, leader: str, writer: list[str]) -> float:
-    """Run a writer, kill the leader after two seconds; seconds without a write."""
+def fail_over_of(processes: Processes, leader: str, writer: list[str]) -> Run:
+    """Run a writer, kill the leader after two seconds; see `silences`."""
     with subprocess.Popen(writer, stdout=subprocess.PIPE, env=environment()) as writing:
         time.sleep(3.0)
         killed_s = processes.kill(leader)
         said, _ = writing.communicate(timeout=GRACE_S)
-    return longest_gap(msgspec.json.decode(said)["times_s"], killed_s)
+    return silences(msgspec.json.decode(said)["times_s"], killed_s)

@@ -22,7 +22,7 @@ sys.path.append(str(ROOT))
 try:
     from benchmarks import charts, compare, etcd, figures, grpc, report, rounds, watchers
     from benchmarks.processes import BenchmarkError
-    from benchmarks.systems import longest_gap
+    from benchmarks.systems import silences
 except ImportError as missing:
     if missing.name != "benchmarks":
         raise
@@ -119,13 +119,17 @@ class DriverOutputTests(SynchronousTestCase):
 class GapTests(SynchronousTestCase):
     """How long nothing was acknowledged after the kill."""
 
-    def test_longest_silence(self) -> None:
-        """An answer that was on its way when the leader died does not end the gap."""
-        self.assertAlmostEqual(longest_gap([1.0, 1.9, 2.01, 2.5, 2.51], 2.0), 0.5)
+    def test_silence(self) -> None:
+        """An answer that was on its way when the leader died does not end it; a longer one later is another."""
+        self.assertEqual(
+            silences([1.0, 1.9, 2.01, 2.5, 2.51, 3.51, 3.6], 2.0),
+            {"fail_over_s": 0.5, "later_silence_s": 1.0},
+        )
+        self.assertEqual(silences([1.9, 2.4], 2.0), {"fail_over_s": 0.4, "later_silence_s": 0.0})
 
     def test_nothing_after(self) -> None:
         """Without a write after the kill there is no figure."""
-        self.assertRaises(BenchmarkError, longest_gap, [1.0, 1.9], 2.0)
+        self.assertRaises(BenchmarkError, silences, [1.0, 1.9], 2.0)
 
 
 class ChartTests(SynchronousTestCase):

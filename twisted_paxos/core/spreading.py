@@ -90,7 +90,7 @@ class Spreading:
             self._spared_bytes += len(value)
             self._spared_to = self._nearest
             return (self._uid, *self._nearest)
-        self._wary_slots -= self._wary_slots > 0
+        self._wary_slots = max(0, self._wary_slots - 1)
         if not self._spared or next(iter(self._spared)) > chosen_upto:
             self._shared_upto = chosen_upto
             self._share_at_s = None

@@ -213,6 +213,8 @@ class SocketMessenger:
         if self._transport is None or self._closed:
             return
         to = self._others(uids[1:]) if tuple(uids[:1]) == OTHERS else uids
+        if not to:
+            return
         data = self._codec.encode(self._me, message)
         count = 0
         for uid in to:

@@ -56,6 +56,9 @@ class Check:
     def installed(self, life: Sender, disk: Disk, slot: int, log: Log) -> None:
         """A node took a snapshot of ``slot`` for all up to it; ``log`` is what it knows now."""
 
+    def shared(self, life: Sender, disk: Disk, log: Log) -> None:
+        """A node took a leader's word, and perhaps values with it; ``log`` is what it knows now."""
+
     def stored_read(self, uid: str, entries: Sequence[SlotEntry]) -> None:
         """Storage gave these entries as chosen."""
 

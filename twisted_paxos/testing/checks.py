@@ -32,6 +32,7 @@ from twisted_paxos.testing.rulechecks import (
     HighestBallotWins,
     OnlyStoredIsChosen,
     ReadsConfirmed,
+    SharedKeepsVotes,
     SnapshotKeepsVotes,
 )
 from twisted_paxos.testing.witness import Violation, Witness, show
@@ -315,6 +316,7 @@ class Checks:
             ExactlyOnce(sent),
             OnlyStoredIsChosen(self.witness),
             SnapshotKeepsVotes(),
+            SharedKeepsVotes(),
             HighestBallotWins(self.witness),
             ReadsConfirmed(self.witness),
             Acknowledged(self.witness),
@@ -391,6 +393,10 @@ class Checks:
     def installed(self, life: Sender, slot: int, log: Log) -> None:
         """A node took a snapshot for all up to ``slot``."""
         self._tell("installed", life, self.disks[life.uid], slot, log)
+
+    def shared(self, life: Sender, log: Log) -> None:
+        """A node took a Commit."""
+        self._tell("shared", life, self.disks[life.uid], log)
 
     def took(self, life: Sender, sender: Sender, message: Any) -> None:
         """A node takes one of `TAKEN`."""

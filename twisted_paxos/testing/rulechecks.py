@@ -74,6 +74,19 @@ class SnapshotKeepsVotes(Check):
                 )
 
 
+class SharedKeepsVotes(Check):
+    """Rule 2: what a leader shares takes the place of no vote: the next Promise would leave that out."""
+
+    name = "rule 2"
+
+    def shared(self, life: Sender, disk: Disk, log: Log) -> None:
+        """No vote that is on its disk counts as not stored."""
+        for slot in log.unsaved:
+            learnt, _ = disk.stored.get(slot, (True, None))
+            if not learnt:
+                raise Violation(f"rule 2: {show(life)} forgets its vote in slot {slot} for a shared value")
+
+
 class HighestBallotWins(Check):
     """Rule 3: what a leader proposes follows from a majority of the promises that it took, without a gap."""
 

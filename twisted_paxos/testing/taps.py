@@ -147,7 +147,10 @@ class Taps:
                 checks.delivered(life, message)
             if isinstance(message, TAKEN):
                 checks.took(life, sender, message)
-            return receive(sender, message, now_s)
+            effects = receive(sender, message, now_s)
+            if type(message) is Commit:
+                checks.shared(life, replica.log)
+            return effects
 
         def admit_and_tell(sender: Sender, message: Any) -> Any:
             admitted = admit(sender, message)
