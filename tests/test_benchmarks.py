@@ -120,7 +120,7 @@ class GapTests(SynchronousTestCase):
     """How long nothing was acknowledged after the kill."""
 
     def test_silence(self) -> None:
-        """An answer that was on its way when the leader died does not end it; a longer one later is another."""
+        """An answer that was on its way when the leader died does not end it; a later one is another."""
         self.assertEqual(
             silences([1.0, 1.9, 2.01, 2.5, 2.51, 3.51, 3.6], 2.0),
             {"fail_over_s": 0.5, "later_silence_s": 1.0},
