@@ -291,12 +291,6 @@ def unchosen_is_shared() -> Sequence[Patch]:
     return [wrap(Spreading, "tell", tell)]
 
 
-@mutant("3.2 a vote stays in Promises")
-def shared_takes_a_votes_place() -> Sequence[Patch]:
-    """A value that is shared over a gap takes the place of this node's own vote, and is not stored."""
-    return [mock.patch.object(Learner, "_keep", Learner._learn)]
-
-
 @mutant("3.5 only the value of that ballot")
 def any_entry_is_the_value() -> Sequence[Patch]:
     """A chosen slot is filled with whatever was accepted there, also at a lower ballot."""
