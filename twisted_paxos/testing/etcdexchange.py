@@ -111,10 +111,13 @@ class Peer:
         self._own("kv/deleterange", everything)
         base = int(self._own("kv/range", {**everything, "limit": 1})["header"]["revision"])
         self._own("kv/compaction", {"revision": base})
+        for node in range(len(self._addresses)):
+            # What a server says of itself without a read may lag behind: after one it does not.
+            self._own("kv/range", {**everything, "limit": 1}, node)
         self.place = Place(base=base)
 
-    def _own(self, path: str, body: dict[str, Any]) -> Any:
-        call = Call(path, body)
+    def _own(self, path: str, body: dict[str, Any], node: int = 0) -> Any:
+        call = Call(path, body, node=node)
         try:
             connection = self.connect(call)
             with contextlib.closing(connection):
