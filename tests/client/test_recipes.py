@@ -170,6 +170,22 @@ class LockTests(RecipeCase):
         self.network.run(0.1)
         self.assertEqual(1, len(self.keys("l/")))
 
+    def test_told_before_the_end(self) -> None:
+        """After a wait that was too long, `release` is done when the place is gone, not before."""
+        first, second = Lock(self.two, "l"), Lock(self.one, "l")
+        self.take(first)
+        waiting = second.acquire(timeout_s=1.0)
+        self.network.run(0.9)
+        self.nodes[0].hold = True
+        self.network.run(0.2)
+        self.failureResultOf(waiting, NotAcquired)
+        told = second.release()
+        self.assertNoResult(told)
+        self.nodes[0].release()
+        self.assertNoResult(told)
+        self.finish(told, 0.05)
+        self.assertEqual([first.key.decode()], self.keys("l/"))
+
     def test_timeout_without_a_cluster(self) -> None:
         """Without any node, it is not acquired in time either, and nobody waits for longer."""
         for number in (5100, 5101, 5102):

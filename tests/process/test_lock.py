@@ -81,11 +81,12 @@ class LockCase(ProcessCase):
         if program.status is None:
             await program.ended
 
-    async def held(self, name: str = "held") -> tuple[int, int]:
-        """Process id and token of a command under a lock, once it runs."""
+    async def held(self, program: Program, name: str = "held") -> tuple[int, int]:
+        """Process id and token of the command that ``program`` runs under a lock, once it runs."""
         path = Path(self.directory, name)
 
         async def look() -> tuple[int, int] | None:
+            self.assertIsNone(program.status, program.output)
             words = path.read_text().split() if path.exists() else []
             return (int(words[0]), int(words[1])) if len(words) == 2 else None
 
@@ -110,7 +111,7 @@ class LockTests(LockCase):
         """When the lock's key is deleted, the command is ended, and the exit status says so."""
         cluster, client = await self.begin()
         program = self.run_ctl(cluster, "lock", "jobs/nightly", "--", "sh", "-c", HOLD)
-        pid, token = await self.held()
+        pid, token = await self.held(program)
         found = await client.kv.get("jobs/nightly/", prefix=True)
         self.assertEqual([token], [kv.create_revision for kv in found.kvs])
         await client.kv.delete("jobs/nightly/", prefix=True)
@@ -123,7 +124,7 @@ class LockTests(LockCase):
         """When the cluster is gone for longer than the lease lives, the command is ended, too."""
         cluster, _ = await self.begin()
         program = self.run_ctl(cluster, "lock", "--ttl-s", "2", "l", "--", "sh", "-c", HOLD)
-        pid, _ = await self.held()
+        pid, _ = await self.held(program)
         await cluster.kill()
         await program.ended
         self.assertEqual(EXIT_LOST, program.status, program.output)
@@ -131,9 +132,9 @@ class LockTests(LockCase):
 
     async def test_next_holder(self) -> None:
         """Who waits goes on with a higher token when the holder, killed, has left its lease to run out."""
-        cluster, _ = await self.begin()
+        cluster, client = await self.begin()
         first = self.run_ctl(cluster, "lock", "--ttl-s", "2", "l", "--", "sh", "-c", HOLD)
-        pid, token = await self.held()
+        pid, token = await self.held(first)
         busy = await self.run_program(
             *PAXOSCTL,
             "--endpoints",
@@ -146,9 +147,11 @@ class LockTests(LockCase):
             "true",
         )
         self.assertEqual(EXIT_NO, busy.status, busy)
+        waiting = await client.kv.get("l/", prefix=True, count_only=True)
+        self.assertEqual(1, waiting.count, "one that gave up still stands in the queue")
         second = self.run_ctl(cluster, "lock", "--ttl-s", "2", "l", "--", "sh", "-c", HOLD)
         first.send("KILL")
-        its_pid, its_token = await self.held()
+        its_pid, its_token = await self.held(second)
         self.assertGreater(its_token, token)
         # SIGKILL leaves the first command alone in the world: only the token tells it apart.
         self.assertTrue(process_runs(pid))

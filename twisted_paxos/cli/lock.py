@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import click
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred, TimeoutError
 from twisted.internet.error import ProcessDone, ProcessExitedAlready
 from twisted.internet.protocol import ProcessProtocol
 from twisted.python.failure import Failure
@@ -28,6 +28,9 @@ EXIT_LOST: Final = 5
 
 TERM_S: Final = 5.0
 """How long a command has between SIGTERM and SIGKILL."""
+
+GIVE_UP_S: Final = 1.0
+"""How long telling the cluster may take that this process waits no more."""
 
 TOKEN_VARIABLE: Final = "PAXOS_FENCING_TOKEN"
 NAME_VARIABLE: Final = "PAXOS_LOCK_NAME"
@@ -132,7 +135,7 @@ def _check_executable(word: str) -> None:
 async def _lock(client: Client, name: bytes, words: Sequence[str], ttl_s: int, wait_s: float | None) -> int:
     lock = Lock(client, name, ttl_s=ttl_s)
     try:
-        token = await lock.acquire(wait_s)
+        token = await _wait(client, lock, lock.acquire(wait_s))
     except NotAcquired as error:
         output.warn(str(error))
         return EXIT_NO
@@ -157,6 +160,16 @@ async def _lock(client: Client, name: bytes, words: Sequence[str], ttl_s: int, w
 
 def _environment(name: bytes, token: int) -> dict[str, str]:
     return {**os.environ, TOKEN_VARIABLE: str(token), NAME_VARIABLE: os.fsdecode(name)}
+
+
+async def _wait(client: Client, place: Place, turn: Deferred[int]) -> int:
+    """The fencing token; when it does not come, others behind this place need not wait for its lease."""
+    try:
+        return await turn
+    except (PaxosError, CancelledError):
+        with contextlib.suppress(PaxosError, CancelledError, TimeoutError):
+            await place.release().addTimeout(GIVE_UP_S, client.reactor)
+        raise
 
 
 async def _let_go(place: Place) -> None:
@@ -189,7 +202,7 @@ def elect_command(
         election = Election(client, as_bytes(name), ttl_s=ttl_s)
         if listen:
             return await _listen(election, settings)
-        return await _lead(election, as_bytes(value or ""), settings, wait_s)
+        return await _lead(client, election, as_bytes(value or ""), settings, wait_s)
 
     return run_with_client(settings, work)
 
@@ -204,9 +217,11 @@ async def _listen(election: Election, settings: Settings) -> int:
     return 0
 
 
-async def _lead(election: Election, value: bytes, settings: Settings, wait_s: float | None) -> int:
+async def _lead(
+    client: Client, election: Election, value: bytes, settings: Settings, wait_s: float | None
+) -> int:
     try:
-        token = await election.campaign(value, wait_s)
+        token = await _wait(client, election, election.campaign(value, wait_s))
     except NotAcquired as error:
         output.warn(str(error))
         return EXIT_NO

@@ -73,6 +73,7 @@ class Place:
         self._state = "free"
         self._watch: Watch | None = None
         self._forget_lease: Callable[[], None] = _nothing
+        self._removal: Deferred[Any] | None = None
 
     @property
     def prefix(self) -> bytes:
@@ -98,6 +99,10 @@ class Place:
 
     def release(self) -> Deferred[None]:
         """Give it up; done also if it was lost, or is not held.
+
+        After an `acquire` that failed, it is done when the cluster has been told so: until then the place
+        in the queue keeps others waiting, at most until its lease has run out. A program that ends at
+        once should wait for it.
 
         Fails with `PaxosError` when the cluster could not be told: others then wait until the lease has
         run out. With a shared lease, call it again.
@@ -260,6 +265,8 @@ class Place:
             self._leave_lease()
             await self._remove()
             self._state = "free"
+        elif self._removal is not None:
+            await self._removal
 
     def _leave_lease(self) -> None:
         self._close_watch()
@@ -276,9 +283,10 @@ class Place:
         return self._kv.txn(owned, [delete(self.key)])
 
     def _give_up(self) -> None:
-        """The wait ended without a turn; nobody waits for the cluster to be told."""
+        """The wait ended without a turn; only `release` waits for the cluster to be told."""
         self._leave_lease()
-        self._remove().addErrback(self._not_told)
+        self._removal = self._remove()
+        self._removal.addErrback(self._not_told)
         self._state = "free"
         self.token = 0
 
