@@ -21,12 +21,16 @@ from benchmarks.figures import percentile
 
 SYNCS = 200
 ROUND_TRIPS = 2_000
+CALLS = 100_000
 _COMMANDS = {"etcd": "--version", "h2load": "--version", "wrk": "--version"}
 
 
 def versions() -> dict[str, str]:
     """Versions of all that takes part; what is not there is left out."""
-    found = {"python": sys.version.split()[0], "twisted_paxos": twisted_paxos.__version__}
+    found = {
+        "python": f"{sys.version.split()[0]} ({os.path.realpath(sys.executable)})",
+        "twisted_paxos": twisted_paxos.__version__,
+    }
     for package in ("twisted", "msgspec", "crc32c", "pysyncobj"):
         try:
             found[package] = metadata.version(package)
@@ -49,6 +53,7 @@ def machine(directory: Path) -> dict[str, Any]:
         "load_1min": round(os.getloadavg()[0], 1),
         "fdatasync_ms": fdatasync_ms(directory),
         "loopback_round_trip_ms": loopback_round_trip_ms(),
+        "interpreter_call_ns": interpreter_call_ns(),
     }
 
 
@@ -82,6 +87,28 @@ def loopback_round_trip_ms() -> dict[str, float]:
         here.sendto(b"", there.getsockname())
         echo.join()
     return _spread(took)
+
+
+class _Called:
+    def __init__(self) -> None:
+        self.number = 1
+
+    def call(self, other: int) -> int:
+        return self.number + other
+
+
+def interpreter_call_ns() -> float:
+    """Best of ten: one call of a method that adds two numbers, with its turn of a loop.
+
+    Builds of one and the same Python differ by a third here.
+    """
+    call, best_s = _Called().call, math.inf
+    for _ in range(10):
+        start_s = time.perf_counter()
+        for number in range(CALLS):
+            call(number)
+        best_s = min(best_s, time.perf_counter() - start_s)
+    return round(1e9 * best_s / CALLS, 1)
 
 
 def _bound() -> socket.socket:

@@ -163,6 +163,19 @@ class ApplyTests(SynchronousTestCase):
         self.assertEqual(applied.commands, [commands[0], commands[1], commands[4]])
         self.assertEqual([result.index for result in applied.results], [0, 1, 0, 0, 4])
 
+    def test_oneOfARunAgain(self) -> None:
+        """A repetition of one among many gets its own first result: where it was, and its data."""
+        run = self.state.apply_encoded(2, encode_value(2, tuple(put(number) for number in range(1, 6))))
+        self.state.apply_encoded(3, encode_value(3, (put(6), put(7))))
+        again = self.state.apply_encoded(4, encode_value(4, (put(4), put(2))))
+        self.assertEqual(again.results, [run.results[3], run.results[1]])
+        self.assertEqual(bytes(again.results[0].data), b'{"type":"put","revision":4}')
+        self.assertEqual(again.count, 0)
+        restored = ReplicatedState(KeyValueStore())
+        for _ in restored.restore(iter(list(self.state.snapshot(())))):
+            pass
+        self.assertEqual(restored.apply(5, Value(time_ms=5, commands=(put(4),))).results, [run.results[3]])
+
     def test_oneBadPayload(self) -> None:
         """A payload that cannot be decoded fails alone."""
         bad = Command("c", 2, 1, Raw(b'{"type":"put","key":"!"}'))

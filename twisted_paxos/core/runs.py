@@ -27,8 +27,10 @@ T = TypeVar("T", bound=Numbered)
 
 def client_runs(items: Sequence[OfClient]) -> Sequence[tuple[str, int, int]]:
     """The runs of ``items``, each as long as it can be, in order: client, start, and end (not included)."""
+    length = len(items)
+    if length == 1:
+        return ((items[0].client, 0, 1),)
     clients = [item.client for item in items]
-    length = len(clients)
     if length and clients.count(clients[0]) == length:
         # The usual case, and quickly found.
         return ((clients[0], 0, length),)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from hashlib import blake2b
-from typing import Any
+from typing import Any, overload
 
 import msgspec
 from msgspec import Raw
@@ -142,7 +142,7 @@ class KeyValueStore:
             return _MALFORMED
         return self._apply(command, context, len(payload))
 
-    def apply_all(self, payloads: Sequence[Payload], context: Context, size_bytes: int) -> list[Raw]:
+    def apply_all(self, payloads: Sequence[Payload], context: Context, size_bytes: int) -> Sequence[Raw]:
         """See `ITypedMachine.apply_all`."""
         at, end = 0, len(payloads)
         if end == 1:
@@ -153,7 +153,10 @@ class KeyValueStore:
             while upto < end and _is_plain(payloads[upto]):
                 upto += 1
             if upto > at and self._has_room(upto - at, size_bytes):
-                results += self._put_all(payloads[at:upto])
+                put = self._put_all(payloads[at:upto])
+                if upto - at == end:
+                    return put
+                results += put
                 at = upto
                 continue
             # With little room left, each of them is looked at; the run is not looked for again.
@@ -317,7 +320,7 @@ class KeyValueStore:
         self._commit()
         if put.prev_kv and previous is not None:
             return PutResult(mvcc.revision, previous)
-        return Raw(b'{"type":"put","revision":%d}' % mvcc.revision)
+        return _put_result(mvcc.revision)
 
     def _has_room(self, count: int, size_bytes: int) -> bool:
         """Whether so many puts, with so many bytes of keys and values in all, cannot be refused."""
@@ -326,7 +329,7 @@ class KeyValueStore:
         most_bytes = self._mvcc.size_bytes + count * VERSION_OVERHEAD_BYTES + size_bytes
         return most_bytes <= self._quota_bytes - self._leases.size_bytes
 
-    def _put_all(self, puts: Sequence[Any]) -> list[Raw]:
+    def _put_all(self, puts: Sequence[Any]) -> PutResults:
         """What `_put` does with plain puts that there is room for: a busy node does little else."""
         mvcc = self._mvcc
         first = mvcc.revision + 1
@@ -335,9 +338,7 @@ class KeyValueStore:
             self._leases.detach(before.lease, before.key)
         if self.watches.watchers:
             self.watches.committed(kvs)
-        return [
-            Raw(b'{"type":"put","revision":%d}' % revision) for revision in range(first, first + len(kvs))
-        ]
+        return PutResults(first, len(kvs))
 
     def _delete_range(self, request: DeleteRange, context: Context) -> KvResult:
         if not request.key:
@@ -499,6 +500,36 @@ class KeyValueStore:
         self._mvcc.commit()
         if changes:
             watches.committed(changes)
+
+
+class PutResults(Sequence[Raw]):
+    """The results of puts that followed each other, each made when it is asked for: most never are."""
+
+    __slots__ = ("_revisions",)
+
+    def __init__(self, first_revision: int, count: int) -> None:
+        self._revisions = range(first_revision, first_revision + count)
+
+    def __len__(self) -> int:
+        return len(self._revisions)
+
+    @overload
+    def __getitem__(self, place: int) -> Raw: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> list[Raw]: ...
+
+    def __getitem__(self, place: int | slice) -> Raw | list[Raw]:
+        if isinstance(place, slice):
+            return [_put_result(revision) for revision in self._revisions[place]]
+        return _put_result(self._revisions[place])
+
+    def __iter__(self) -> Iterator[Raw]:
+        return map(_put_result, self._revisions)
+
+
+def _put_result(revision: int) -> Raw:
+    return Raw(b'{"type":"put","revision":%d}' % revision)
 
 
 _MALFORMED = Raw(encode(MALFORMED))

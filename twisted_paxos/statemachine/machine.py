@@ -75,4 +75,7 @@ class ITypedMachine(IStateMachine):
             payloads: one `payload_type` for each command.
             context: of the first command; the others have the indexes that follow.
             size_bytes: of the slot's whole value, as JSON: all that is in these payloads is no larger.
+
+        What is no list may be a sequence that makes each result when it is asked for, the same each time;
+        it is kept as a whole as long as a session remembers any of it, so it should be small.
         """

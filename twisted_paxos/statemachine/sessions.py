@@ -9,8 +9,9 @@ never created silently: its earlier commands could have been applied already.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Sequence
-from itertools import repeat
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import repeat, starmap
+from operator import itemgetter
 
 from msgspec import Raw, Struct
 
@@ -37,13 +38,17 @@ class SavedSession(Struct, frozen=True, array_like=True):
 
 
 class _Session:
-    """One client's: everything below ``floor`` was answered, ``results`` holds what was applied above."""
+    """One client's: everything below ``floor`` was answered, ``results`` holds what was applied above.
+
+    A result is where it was applied (slot and index), and where its data is (some data, and the place in
+    them): as few are ever asked for again, what a machine can make when asked is not made before.
+    """
 
     __slots__ = ("floor", "results", "used_ms")
 
     def __init__(self, used_ms: int) -> None:
         self.floor = 1
-        self.results: dict[int, tuple[int, int, Raw]] = {}
+        self.results: dict[int, tuple[int, int, Sequence[Raw], int]] = {}
         self.used_ms = used_ms
 
 
@@ -95,7 +100,7 @@ class Sessions:
             self._raise_floor(session, command.floor)
         first = session.results.get(sequence)
         if first is not None:
-            return Result(client, sequence, first[0], first[1], "", first[2])
+            return Result(client, sequence, first[0], first[1], "", first[2][first[3]])
         if sequence < session.floor:
             return Result(client, sequence, 0, 0, REPEATED)
         if len(session.results) >= limits.SESSION_RESULTS_MAX:
@@ -104,7 +109,7 @@ class Sessions:
 
     def remember(self, command: Numbered, slot: int, index: int, data: Raw) -> None:
         """A command that was admitted has been applied, and this is its result."""
-        self._sessions[command.client].results[command.sequence] = (slot, index, data)
+        self._sessions[command.client].results[command.sequence] = (slot, index, (data,), 0)
 
     def admit_run(self, client: str, commands: Sequence[Numbered], sequences: Sequence[int]) -> bool:
         """Whether all of these commands of one client are to be applied now: the usual case, in few steps.
@@ -141,9 +146,16 @@ class Sessions:
     def remember_run(
         self, client: str, sequences: Sequence[int], slot: int, index: int, data: Sequence[Raw]
     ) -> None:
-        """The results of commands that `admit_run` admitted, and that were applied from ``index`` on."""
-        places = zip(repeat(slot), range(index, index + len(data)), data)
-        self._sessions[client].results.update(zip(sequences, places, strict=True))
+        """The results of commands that `admit_run` admitted, and that were applied from ``index`` on.
+
+        A list is taken apart, so that nothing is kept for longer than it has to be; see `ITypedMachine`.
+        """
+        count = len(data)
+        whole = not isinstance(data, list)
+        sources: Iterable[Sequence[Raw]] = repeat(data) if whole else zip(data, strict=False)
+        places: Iterable[int] = range(count) if whole else repeat(0)
+        kept = zip(repeat(slot), range(index, index + count), sources, places, strict=False)
+        self._sessions[client].results.update(zip(sequences, kept, strict=True))
 
     def _open(self, client: str, session: _Session | None, slot: int, index: int) -> Result:
         if session is None:
@@ -171,6 +183,10 @@ class Sessions:
         groups = [clients[start : start + group_size] for start in range(0, len(clients), group_size)]
         return len(groups), self._groups(groups)
 
+    def saved(self) -> Iterator[SavedSession]:
+        """Each session as it is now, in the order of last use."""
+        return starmap(_saved, self._sessions.items())
+
     def _groups(self, groups: list[list[str]]) -> Iterator[list[SavedSession]]:
         for group in groups:
             frozen = self._frozen
@@ -191,9 +207,17 @@ class Sessions:
         for entry in saved:
             session = self._sessions[entry.client] = _Session(entry.used_ms)
             session.floor = entry.floor
-            session.results = {number: (slot, index, data) for number, slot, index, data in entry.results}
+            session.results = {
+                number: (slot, index, (data,), 0) for number, slot, index, data in entry.results
+            }
 
 
 def _saved(client: str, session: _Session) -> SavedSession:
-    results = tuple((number, *session.results[number]) for number in sorted(session.results))
+    results = tuple(
+        (number, slot, index, data[place])
+        for number, (slot, index, data, place) in sorted(session.results.items(), key=_number)
+    )
     return SavedSession(client, session.floor, session.used_ms, results)
+
+
+_number = itemgetter(0)

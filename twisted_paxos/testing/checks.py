@@ -169,18 +169,14 @@ class SameState(Check):
 def state_digest(state: Any) -> str:
     """A digest of all that a `ReplicatedState` holds."""
     digest = hashlib.blake2b(digest_size=12)
-    for client, session in state.sessions._sessions.items():
-        results = [(number, *map(_plain, session.results[number])) for number in sorted(session.results)]
-        digest.update(repr((client, session.floor, session.used_ms, results)).encode())
+    for session in state.sessions.saved():
+        results = [(*place, bytes(data)) for *place, data in session.results]
+        digest.update(repr((session.client, session.floor, session.used_ms, results)).encode())
     digest.update(str(state.sessions.log_time_ms).encode())
     summary = getattr(state.machine, "summary", None)
     if summary is not None:
         digest.update(summary())
     return digest.hexdigest()
-
-
-def _plain(item: Any) -> Any:
-    return item if isinstance(item, int) else bytes(item)
 
 
 class ExactlyOnce(Check):
