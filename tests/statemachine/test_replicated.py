@@ -169,7 +169,7 @@ class ApplyTests(SynchronousTestCase):
         self.state.apply_encoded(3, encode_value(3, (put(6), put(7))))
         again = self.state.apply_encoded(4, encode_value(4, (put(4), put(2))))
         self.assertEqual(again.results, [run.results[3], run.results[1]])
-        self.assertEqual(bytes(again.results[0].data), b'{"type":"put","revision":4}')
+        self.assertEqual(bytes(again.results[0].data), b'{"type":"put","revision":5}')
         self.assertEqual(again.count, 0)
         restored = ReplicatedState(KeyValueStore())
         for _ in restored.restore(iter(list(self.state.snapshot(())))):
