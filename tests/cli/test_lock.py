@@ -168,7 +168,7 @@ class ElectTests(LockCase):
         """Stand in the election."""
 
         async def work(client: Client) -> int:
-            return await lock._lead(Election(client, b"e", ttl_s=3), value, self.settings, wait_s)
+            return await lock._lead(client, Election(client, b"e", ttl_s=3), value, self.settings, wait_s)
 
         return self.start(keys.with_client(self.reactor, self.settings, work))
 
@@ -179,6 +179,7 @@ class ElectTests(LockCase):
         late = self.elect(b"late", wait_s=0.5)
         self.pass_time(1)
         self.assertEqual(4, self.successResultOf(late))
+        self.assertEqual(1, self.finish(self.holder.kv.get("e/", prefix=True)).count)
         second = self.elect(b"two")
         self.holder.kv.delete("e/", prefix=True)
         self.pass_time(0.2)
