@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Raw
 from twisted.internet.defer import Deferred
@@ -12,6 +12,7 @@ from zope.interface import Attribute, Interface
 
 from twisted_paxos.core.messages import Command, Message, SlotEntry
 from twisted_paxos.core.records import Record, Recovered
+from twisted_paxos.departure import Departure
 from twisted_paxos.statemachine.machine import IStateMachine as IStateMachine
 from twisted_paxos.statemachine.machine import ITypedMachine as ITypedMachine
 
@@ -47,7 +48,8 @@ class IAcceptorStorage(Interface):
         """Make ``records`` durable; fires when they, and all written before them, are synced.
 
         ``then`` is called at that moment, before the Deferred fires, where the disk's work runs: perhaps
-        in another thread. It must not block, nor raise. It is not called when the write fails.
+        in another thread. It must not block, nor raise. It is not called when the write fails. A
+        `Departure` need not be called: its datagram may be sent instead.
 
         Writes are ordered: one queue, Deferreds fire in the order of the calls, never
         inside the call. A SavePromise is on disk, in both copies, before any record behind
@@ -181,8 +183,8 @@ class IMessenger(Interface):
         Encodes once. Unknown ids are ignored, nothing is raised.
         """
 
-    def prepare(uid: str, message: Message) -> Callable[[], None] | None:
-        """Encode a message now; the call that is returned sends it, from whatever thread.
+    def prepare(uid: str, message: Message) -> Departure | None:
+        """Encode a message now; what is returned sends it, from whatever thread.
 
         None when ``uid`` is not known, or the message cannot be sent that way: use `send`.
         """
@@ -193,6 +195,21 @@ class IDiskExecutor(Interface):
 
     def run(work: Callable[[], object]) -> Deferred:
         """Run ``work`` after all that was given before; fires on the reactor's thread with its result."""
+
+    def append(
+        disk: Any,
+        name: str,
+        offset: int,
+        data: bytes,
+        then: Callable[[], None] | None,
+        failed: Callable[[OSError], Exception],
+    ) -> Deferred[None]:
+        """Write ``data`` into a file of an `IDisk`, sync the file, then call ``then``: in the order of `run`.
+
+        As `run` would, but a `Departure` with a datagram may leave without the interpreter. Nothing else
+        may use the disk until it fires. When the write or the sync fails, ``failed`` is called before
+        anything else runs, ``then`` is not, and the Deferred fails with what ``failed`` returned.
+        """
 
     def close() -> Deferred[None]:
         """Fires when all given work has run; takes no more."""

@@ -11,6 +11,7 @@ from zope.interface import implementer
 from twisted_paxos.core.effects import OTHERS
 from twisted_paxos.core.messages import SlotEntry
 from twisted_paxos.core.records import Record, Recovered, SaveAccepted, SaveChosen
+from twisted_paxos.departure import Departure
 from twisted_paxos.interfaces import IAcceptorStorage, IMessenger
 
 
@@ -112,6 +113,6 @@ class RememberingMessenger:
         """Remember it; ``*`` stands for all others."""
         self.left.append((("*",) if tuple(uids) == OTHERS else tuple(uids), message))
 
-    def prepare(self, uid: str, message: Any) -> Callable[[], None] | None:
+    def prepare(self, uid: str, message: Any) -> Departure | None:
         """Remember it once it is sent."""
-        return lambda: self.left.append(((uid,), message))
+        return Departure(lambda: self.left.append(((uid,), message)))

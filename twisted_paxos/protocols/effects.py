@@ -22,6 +22,7 @@ from twisted_paxos.core.effects import EVERYONE, OTHERS, Effects, Readable, Read
 from twisted_paxos.core.histogram import Histogram
 from twisted_paxos.core.messages import Accepted, Chosen, SlotEntry
 from twisted_paxos.core.records import Record, SaveAccepted, SaveChosen
+from twisted_paxos.departure import Departure
 from twisted_paxos.errors import StorageFull, StorageUnreadable
 from twisted_paxos.interfaces import IAcceptorStorage, IMessenger
 from twisted_paxos.protocols.turn import Turn
@@ -119,6 +120,7 @@ class EffectPerformer:
         self._write_planned = False
         self._to_apply: list[SlotEntry] = []
         self._voted_next: Accepted | None = None
+        self._departing: Departure | None = None
         self._note_planned = False
         self._reads = 0
         self._turn = turn
@@ -144,6 +146,8 @@ class EffectPerformer:
     def stop(self) -> None:
         """Do nothing more: nothing that has not left yet will leave."""
         self._stopped = True
+        if self._departing is not None:
+            self._departing.withdraw()
         self._queue.clear()
         self._to_self.clear()
 
@@ -214,7 +218,7 @@ class EffectPerformer:
         self._writing = replies
         self._write_records(records, vote)
 
-    def _prepare_vote(self, replies: list[Send]) -> Callable[[], None] | None:
+    def _prepare_vote(self, replies: list[Send]) -> Departure | None:
         """Take the vote for another node out of ``replies``: the disk's thread itself sends it, once synced.
 
         The leader waits for nothing else; so it does not wait until this node's reactor has its turn.
@@ -225,8 +229,8 @@ class EffectPerformer:
                 if send is None:
                     return None
                 del replies[place]
-                self._voted_next = message
-                return lambda: None if self._stopped else send()
+                self._voted_next, self._departing = message, send
+                return send
         return None
 
     def apply_now(self, urgent: bool = True) -> None:
@@ -241,7 +245,7 @@ class EffectPerformer:
             entries, self._to_apply = self._to_apply, []
             self._apply(entries)
 
-    def _write_records(self, records: list[Record], vote: Callable[[], None] | None) -> None:
+    def _write_records(self, records: list[Record], vote: Departure | None) -> None:
         if self._stopped:
             return
         try:
@@ -262,7 +266,7 @@ class EffectPerformer:
     def _release(self, records: list[Record]) -> None:
         released, self._writing = self._writing, None
         assert released is not None
-        vote, self._voted_next = self._voted_next, None
+        vote, self._voted_next, self._departing = self._voted_next, None, None
         if vote is not None:
             self._note_vote(vote)
         self._unwritten_bytes -= _size_bytes(records) + RECORD_OVERHEAD_BYTES * len(released)
@@ -304,7 +308,7 @@ class EffectPerformer:
         if not self._stopped and self._writing is None and not self._records:
             self._plan_write()
 
-    def _not_written(self, failure: Failure, records: list[Record], vote: Callable[[], None] | None) -> None:
+    def _not_written(self, failure: Failure, records: list[Record], vote: Departure | None) -> None:
         """No room: nothing of it is stored, and nothing that reports it leaves; try again."""
         failure.trap(StorageFull)
         if not self.full:

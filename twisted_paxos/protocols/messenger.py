@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -17,6 +18,7 @@ from zope.interface import implementer
 from twisted_paxos.addresses import Address, is_ip
 from twisted_paxos.core.effects import OTHERS
 from twisted_paxos.core.messages import Message, Sender
+from twisted_paxos.departure import Departure
 from twisted_paxos.interfaces import IMessenger
 from twisted_paxos.protocols.link import PeerLink
 from twisted_paxos.wire.peer import PeerCodec
@@ -120,6 +122,7 @@ class SocketMessenger:
         self._transport: Any = None
         self._send_to: Callable[[bytes, tuple[str | None, int]], object]
         self._any_thread = False
+        self._socket: Any = None
         self._resolving: Any = None
         self._closed = False
 
@@ -132,6 +135,7 @@ class SocketMessenger:
         # And a thread may use its socket.
         real = isinstance(transport, Port)
         self._send_to = transport.socket.sendto if real else transport.write
+        self._socket = transport.socket if real else None
         self._any_thread = real or getattr(transport, "writes_from_any_thread", False)
         self._resolve_all()
 
@@ -233,7 +237,7 @@ class SocketMessenger:
         self.sent[name] = self.sent.get(name, 0) + count
         self.sent_bytes += size_bytes * count
 
-    def prepare(self, uid: str, message: Message) -> Callable[[], None] | None:
+    def prepare(self, uid: str, message: Message) -> Departure | None:
         """See `IMessenger.prepare`."""
         peer = self._peers.get(uid)
         if not self._any_thread or self._closed or peer is None or peer.ip is None:
@@ -242,21 +246,29 @@ class SocketMessenger:
         if len(data) > peer.datagram_max_bytes:
             return None
         self._count(message, 1, len(data))
-        return partial(self._send_datagram, peer, data)
+        port = peer.address.port
+        native = (self._socket.fileno(), peer.ip, port, data) if self._socket is not None else None
+        return Departure(partial(self._send_datagram, peer, data), native, partial(self._refused, peer))
 
     def _send_datagram(self, peer: _Peer, data: bytes) -> None:
         try:
             self._send_to(data, (peer.ip, peer.address.port))
         except (OSError, InvalidAddressError) as error:
-            # A full socket buffer or a missing route is a lost datagram: it is sent again.
-            self.failed += 1
-            if self.failed & (self.failed - 1) == 0:
-                log.warn(
-                    "cannot send to {host}: {error} ({count} times so far)",
-                    host=str(peer.address),
-                    error=str(error),
-                    count=self.failed,
-                )
+            self._not_sent(peer, error)
+
+    def _refused(self, peer: _Peer, error: int) -> None:
+        self._not_sent(peer, OSError(error, os.strerror(error)))
+
+    def _not_sent(self, peer: _Peer, error: Exception) -> None:
+        # A full socket buffer or a missing route is a lost datagram: it is sent again.
+        self.failed += 1
+        if self.failed & (self.failed - 1) == 0:
+            log.warn(
+                "cannot send to {host}: {error} ({count} times so far)",
+                host=str(peer.address),
+                error=str(error),
+                count=self.failed,
+            )
 
     def _send_frame(self, peer: _Peer, data: bytes) -> None:
         if peer.link is not None and peer.link.is_stuck:

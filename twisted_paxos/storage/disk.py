@@ -93,6 +93,9 @@ class IDisk(Interface):
     def sync(name: str) -> None:
         """Return when everything written to the file is durable."""
 
+    def descriptor(name: str) -> int | None:
+        """The system's descriptor of an existing file, good until the disk is used again, or None."""
+
     def sync_dir() -> None:
         """Return when the names of all files are durable."""
 
@@ -352,6 +355,10 @@ class OsDisk:
         if name in self._unsynced:
             start, end = self._unsynced.pop(name)
             _drop_cached(fd, start, end)
+
+    def descriptor(self, name: str) -> int | None:
+        """See `IDisk`."""
+        return self._fd(name)
 
     def sync_dir(self) -> None:
         """See `IDisk`."""

@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from collections.abc import Callable
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, TypeAlias
 
 from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.interfaces import IDelayedCall, IReactorCore, IReactorFromThreads, IReactorTime
+from twisted.internet.interfaces import (
+    IDelayedCall,
+    IReactorCore,
+    IReactorFDSet,
+    IReactorFromThreads,
+    IReactorTime,
+    IReadDescriptor,
+)
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from twisted_paxos.departure import Departure
 from twisted_paxos.interfaces import IDiskExecutor
+from twisted_paxos.storage.disk import IDisk
+
+try:
+    from twisted_paxos.storage._diskqueue import DiskQueue
+except ImportError:  # no compiler when it was installed
+    DiskQueue = None  # type: ignore[assignment,misc]
 
 _Job: TypeAlias = tuple[Callable[[], object], "Deferred[Any]"]
 _Outcome: TypeAlias = tuple["Deferred[Any]", object]
+_Failed: TypeAlias = Callable[[OSError], Exception]
 
 
 def attempt(job: _Job) -> _Outcome:
@@ -33,8 +51,45 @@ def deliver(outcomes: list[_Outcome]) -> None:
         done.callback(result)
 
 
+def append(
+    disk: IDisk, name: str, offset: int, data: bytes, then: Callable[[], None] | None, failed: _Failed
+) -> None:
+    """What `IDiskExecutor.append` does, on the thread of this call.
+
+    Raises:
+        Exception: what ``failed`` makes of an `OSError`.
+    """
+    try:
+        disk.write_at(name, offset, data)
+        disk.sync(name)
+    except OSError as error:
+        raise failed(error) from error
+    if then is not None:
+        then()
+
+
+class _Executor:
+    """`IDiskExecutor.append` by way of `run`."""
+
+    def run(self, work: Callable[[], object]) -> Deferred:
+        """See `IDiskExecutor`."""
+        raise AssertionError("each executor has its own")
+
+    def append(
+        self,
+        disk: IDisk,
+        name: str,
+        offset: int,
+        data: bytes,
+        then: Callable[[], None] | None,
+        failed: _Failed,
+    ) -> Deferred[None]:
+        """See `IDiskExecutor`."""
+        return self.run(partial(append, disk, name, offset, data, then, failed))
+
+
 @implementer(IDiskExecutor)
-class DiskThread:
+class DiskThread(_Executor):
     """One thread of its own that takes everything that waits at once (DESIGN.md, section 7).
 
     Results of one take come back with one `callFromThread`: under load, few wake-ups carry many
@@ -46,7 +101,7 @@ class DiskThread:
 
     def __init__(self, reactor: IReactorFromThreads) -> None:
         self._reactor = reactor
-        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._jobs: Any = None
         self._thread: threading.Thread | None = None
         self._trigger: Any = None
         self._closed: Deferred[None] | None = None
@@ -73,12 +128,17 @@ class DiskThread:
         return self._closed
 
     def _start(self) -> None:
+        self._jobs = self._open()
         self._thread = threading.Thread(target=self._loop, name="paxos-disk", daemon=False)
         self._thread.start()
         if IReactorCore.providedBy(self._reactor):
             # A program that forgets to close storage must still be able to exit.
             core = IReactorCore(self._reactor)
             self._trigger = core.addSystemEventTrigger("after", "shutdown", self._jobs.put, None)
+
+    def _open(self) -> Any:
+        """The queue of jobs; None in it is the end."""
+        return SimpleQueue()
 
     def _loop(self) -> None:
         ended = False
@@ -106,8 +166,120 @@ class DiskThread:
             self._closed.callback(None)
 
 
+@implementer(IReadDescriptor)
+class NativeDiskThread(DiskThread):
+    """A `DiskThread` whose appends run without the interpreter (``_diskqueue.c``).
+
+    Write, sync and vote are one sequence of system calls: between them no thread waits for the
+    interpreter's lock, which the reactor holds while it applies. Everything else is as in `DiskThread`.
+
+    Args:
+        reactor: likewise; it must provide `IReactorFDSet`.
+    """
+
+    def _open(self) -> Any:
+        self._wake_fds = _pipe()
+        IReactorFDSet(self._reactor).addReader(self)
+        return DiskQueue(self._wake_fds[1])
+
+    def append(
+        self,
+        disk: IDisk,
+        name: str,
+        offset: int,
+        data: bytes,
+        then: Callable[[], None] | None,
+        failed: _Failed,
+    ) -> Deferred[None]:
+        """See `IDiskExecutor`."""
+        datagram = then.datagram if isinstance(then, Departure) else None
+        fd = disk.descriptor(name)
+        if fd is None or (then is not None and datagram is None) or self._closed is not None:
+            return super().append(disk, name, offset, data, then, failed)
+        if self._thread is None:
+            self._start()
+        done: Deferred[None] = Deferred()
+        try:
+            self._jobs.append((done, then, failed), fd, offset, data, datagram)
+        except (OSError, ValueError):
+            # No descriptor left to keep the socket open, or an address that only Python's socket understands.
+            return super().append(disk, name, offset, data, then, failed)
+        return done
+
+    def _loop(self) -> None:
+        while True:
+            job, error = self._jobs.take()
+            if job is None:
+                break
+            if error:
+                done, _, failed = job
+                job = partial(_raise, failed, error), done
+            self._jobs.finish(attempt(job))
+        self._jobs.finish(None)
+
+    def fileno(self) -> int:
+        """As Twisted asks for it."""
+        return self._wake_fds[0]
+
+    def logPrefix(self) -> str:
+        """As Twisted asks for it."""
+        return "paxos-disk"
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The reactor has shut down: nobody waits any more."""
+
+    def doRead(self) -> None:
+        """Something ended."""
+        _drain(self._wake_fds[0])
+        for outcome, refused in self._jobs.ended():
+            if outcome is None:
+                self._end()
+            elif refused < 0:
+                deliver([outcome])
+            else:
+                done, then, _ = outcome
+                if refused:
+                    then.refused(refused)
+                done.callback(None)
+
+    def _end(self) -> None:
+        IReactorFDSet(self._reactor).removeReader(self)
+        for fd in set(self._wake_fds):
+            os.close(fd)
+        super()._end()
+
+
+def _raise(failed: _Failed, error: int) -> None:
+    raise failed(OSError(error, os.strerror(error)))
+
+
+def _pipe() -> tuple[int, int]:
+    """Two descriptors, or twice the same: what is written to the second is read from the first."""
+    if hasattr(os, "eventfd"):
+        fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        return fd, fd
+    ends = os.pipe()
+    for fd in ends:
+        os.set_blocking(fd, False)
+    return ends
+
+
+def _drain(fd: int) -> None:
+    try:
+        os.read(fd, 4096)
+    except OSError as error:
+        if error.errno not in (errno.EAGAIN, errno.EINTR):
+            raise
+
+
+def disk_thread(reactor: Any) -> DiskThread:
+    """The best there is for this reactor."""
+    native = DiskQueue is not None and IReactorFDSet.providedBy(reactor)
+    return (NativeDiskThread if native else DiskThread)(reactor)
+
+
 @implementer(IDiskExecutor)
-class TurnExecutor:
+class TurnExecutor(_Executor):
     """Runs work on the reactor's thread in a later turn: for storage that never blocks, and for tests.
 
     Args:

@@ -88,6 +88,15 @@ class _Part:
         return self.offset + self.used_bytes
 
 
+class Append(NamedTuple):
+    """A plan that is one write and one sync at the end of one file."""
+
+    disk: IDisk
+    name: str
+    offset: int
+    data: bytes
+
+
 class _Mark(NamedTuple):
     parts: int
     chunks: int
@@ -126,6 +135,11 @@ class Plan:
             return StorageFull(f"{self._log.path}: {reason(error)}; make room, and writing goes on")
         return None
 
+    @property
+    def size_bytes(self) -> int:
+        """What it appends to the current segment, in bytes."""
+        return self.parts[0].used_bytes
+
     def _mark(self) -> tuple[int, _Mark]:
         """A point to go back to."""
         part = self.parts[-1]
@@ -139,13 +153,30 @@ class Plan:
         self.parts[-1].used_bytes = mark.used_bytes
         del self.placed[mark.placed :]
 
+    def take_here(self, records: Sequence[LogRecord]) -> bool:
+        """Append all of ``records`` to the current segment, without touching a file.
+
+        False when they do not fit: then the plan is of no use.
+        """
+        start = self._log.index.first_slot
+        for record in records:
+            if record.slot < start:
+                continue  # a snapshot stands for it
+            kind = ACCEPTED if type(record) is SaveAccepted else CHOSEN
+            if not self.add(kind, record.slot, record.ballot, record.value, here=True):
+                return False
+        return True
+
     def fits(self, size_bytes: int) -> bool:
         """Whether a record fits the current segment, with room left for END."""
         part = self.parts[-1]
         return part.end + size_bytes + HEADER_BYTES <= part.size_bytes
 
-    def add(self, kind: int, slot: int, ballot: ProposalID, value: bytes | Raw) -> None:
-        """Append a record; in a new segment where it does not fit.
+    def add(self, kind: int, slot: int, ballot: ProposalID, value: bytes | Raw, here: bool = False) -> bool:
+        """Append a record; where it does not fit, in a new segment, or, if it must be ``here``, not at all.
+
+        Returns:
+            whether it was appended.
 
         Raises:
             OSError: a new segment cannot be reserved.
@@ -153,6 +184,8 @@ class Plan:
         uid = ballot.uid.encode()
         size_bytes = record_bytes(len(uid), memoryview(value).nbytes)
         if not self.fits(size_bytes):
+            if here:
+                return False
             following = self.parts[-1].segment + 1
             reserved_bytes = self._log.reserve(following, size_bytes)
             self.parts.append(_Part(following, reserved_bytes, HEADER_BYTES, self.sequence))
@@ -165,6 +198,7 @@ class Plan:
         )
         part.used_bytes += size_bytes
         self.sequence += 1
+        return True
 
 
 class SegmentedLog:
@@ -286,13 +320,30 @@ class SegmentedLog:
         Raises:
             OSError: what is durable is unknown.
         """
-        for slot, location in plan.placed:
-            self.index.put(slot, location)
-        self._plan_chosen(plan, chosen_upto)
+        self._enter(plan, chosen_upto)
         for part in plan.parts:
             self._write(part)
         self._cover(plan)
         self.sequence = plan.sequence
+
+    def append(self, plan: Plan, chosen_upto: int) -> Append:
+        """What `execute` would do for a plan that stays in this segment, noted as done.
+
+        It must be done before the log is asked for anything else, and if it fails the log is not used again.
+        """
+        self._enter(plan, chosen_upto)
+        part = plan.parts[0]
+        assert len(plan.parts) == 1 and part.chunks, "one write, and something to write"
+        self.last.used_bytes = part.end
+        self.used_bytes += part.used_bytes
+        self._cover(plan)
+        self.sequence = plan.sequence
+        return Append(self._disk, self.last.name, part.offset, b"".join(part.chunks))
+
+    def _enter(self, plan: Plan, chosen_upto: int) -> None:
+        for slot, location in plan.placed:
+            self.index.put(slot, location)
+        self._plan_chosen(plan, chosen_upto)
 
     def _plan_chosen(self, plan: Plan, chosen_upto: int) -> None:
         upto = min(chosen_upto, self.index.contiguous_upto)

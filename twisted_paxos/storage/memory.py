@@ -9,7 +9,7 @@ from zope.interface import implementer
 
 from twisted_paxos.core.ballot import NO_BALLOT
 from twisted_paxos.core.messages import Entry, SlotEntry
-from twisted_paxos.core.records import Identity, Recovered
+from twisted_paxos.core.records import Identity, Record, Recovered
 from twisted_paxos.errors import StorageFull
 from twisted_paxos.storage.executor import TurnExecutor
 from twisted_paxos.storage.queued import IStorageBackend, PromiseRule, QueuedStorage, Write, log_records
@@ -67,6 +67,9 @@ class MemoryBackend:
         """See `IAcceptorStorage`: always fresh."""
         identity = Identity(self._uid, word, cluster, lost=lost).started(word)
         return Recovered(identity=identity, fresh=True)
+
+    def append(self, records: Sequence[Record], chosen_upto: int) -> None:
+        """See `IStorageBackend`: there is no such short way."""
 
     def commit(self, writes: Sequence[Write], chosen_upto: int) -> list[StorageFull | None]:
         """See `IStorageBackend`."""

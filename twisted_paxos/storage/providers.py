@@ -11,7 +11,7 @@ from zope.interface import implementer
 from twisted_paxos.errors import ConfigError
 from twisted_paxos.interfaces import INodeStorage, IStorageProvider
 from twisted_paxos.storage.disk import OsDisk
-from twisted_paxos.storage.executor import DiskThread
+from twisted_paxos.storage.executor import disk_thread
 from twisted_paxos.storage.memory import MemoryStorage
 from twisted_paxos.storage.sqlite import SqliteStorage
 from twisted_paxos.storage.wal import FileStorage
@@ -33,7 +33,7 @@ class FileProvider:
         if not location:
             raise ConfigError("file: needs a directory: file:DIR")
         disk = OsDisk(os.path.expanduser(location))
-        return FileStorage(disk, uid, DiskThread(reactor), description=f"file:{location}")
+        return FileStorage(disk, uid, disk_thread(reactor), description=f"file:{location}")
 
 
 @implementer(IPlugin, IStorageProvider)
@@ -51,7 +51,7 @@ class SqliteProvider:
         """See `IStorageProvider`."""
         if not location or location.endswith("/"):
             raise ConfigError("sqlite: needs a file: sqlite:PATH")
-        return SqliteStorage(os.path.expanduser(location), uid, DiskThread(reactor), f"sqlite:{location}")
+        return SqliteStorage(os.path.expanduser(location), uid, disk_thread(reactor), f"sqlite:{location}")
 
 
 @implementer(IPlugin, IStorageProvider)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from twisted.internet.defer import Deferred, fail
 from twisted.logger import Logger
@@ -37,6 +37,7 @@ from twisted_paxos.errors import (
 )
 from twisted_paxos.interfaces import IDiskExecutor, INodeStorage
 from twisted_paxos.storage.disk import reason
+from twisted_paxos.storage.log import Append
 from twisted_paxos.storage.snapshot import ISnapshotBackend, SnapshotReader, Snapshots, SnapshotWriter
 
 log = Logger()
@@ -50,7 +51,7 @@ Write: TypeAlias = Sequence[Record] | StorageFull
 
 
 class IStorageBackend(ISnapshotBackend):
-    """The blocking half of a provider. After `recover`, everything runs on the executor's thread."""
+    """The blocking half of a provider. After `recover`, all but `append` runs on the executor's thread."""
 
     log_bytes: int = Attribute("See `IAcceptorStorage`.")
     wants_upkeep: bool = Attribute("Whether `upkeep` has something to do; read from the reactor's thread.")
@@ -62,6 +63,14 @@ class IStorageBackend(ISnapshotBackend):
         """Write and sync; per write None, or why nothing of it is stored. Anything raised is final.
 
         A write that is a `StorageFull` was refused before; it stays so.
+        """
+
+    def append(records: Sequence[Record], chosen_upto: int) -> Append | None:
+        """What `commit` of one write would do, where that is a single write and sync at the end of a file.
+
+        Called on the reactor's thread while nothing runs on the executor's; blocks nobody. What is returned
+        counts as done: it must be done before anything else, and if it fails nothing more is asked for.
+        None: use `commit`.
         """
 
     def read(from_slot: int, upto_slot: int, limit_bytes: int) -> list[SlotEntry]:
@@ -173,6 +182,7 @@ class QueuedStorage:
         self._waiting: list[_Write] = []
         self._queued_bytes = 0
         self._running = 0
+        self._jobs = 0
         self._chosen_upto = 0
         self._upkeep_runs = False
         self._broken = ""
@@ -216,13 +226,8 @@ class QueuedStorage:
     def read_chosen(self, from_slot: int, upto_slot: int, limit_bytes: int) -> Deferred[list[SlotEntry]]:
         """See `IAcceptorStorage`."""
         self._flush()  # the executor works in order, so the read sees what was written before it
-        return self._executor.run(
-            partial(
-                self._guarded,
-                partial(self._backend.read, from_slot, upto_slot, limit_bytes),
-                (StorageDamaged, StorageUnreadable),
-            )
-        )
+        reading = partial(self._backend.read, from_slot, upto_slot, limit_bytes)
+        return self._execute(partial(self._guarded, reading, (StorageDamaged, StorageUnreadable)))
 
     @property
     def snapshot_slot(self) -> int:
@@ -251,7 +256,16 @@ class QueuedStorage:
         if not self._open:
             return fail(StorageFailed(f"{self.description} is not open"))
         harmless = (StorageFull, StorageDamaged, StorageUnreadable)
-        return self._executor.run(partial(self._guarded, work, harmless))
+        return self._execute(partial(self._guarded, work, harmless))
+
+    def _execute(self, work: Callable[[], T]) -> Deferred[T]:
+        """Run work on the executor; while any is there, the backend is not touched elsewhere."""
+        self._jobs += 1
+        return self._executor.run(work).addBoth(self._executed)
+
+    def _executed(self, outcome: Any) -> Any:
+        self._jobs -= 1
+        return outcome
 
     def close(self) -> Deferred[None]:
         """See `IAcceptorStorage`."""
@@ -264,7 +278,7 @@ class QueuedStorage:
         failure: BaseException | None = None
         if was_open:
             try:
-                await self._executor.run(self._finish)
+                await self._execute(self._finish)
             except Exception as error:  # raised below: a dropped coroutine may not await in `finally`
                 failure = error
         await self._executor.close()
@@ -283,11 +297,26 @@ class QueuedStorage:
         if not self._waiting:
             return
         group, self._waiting = self._waiting, []
+        append = None if self._jobs or self._broken or len(group) > 1 else self._append(group[0])
         self._running += 1
-        commit = partial(self._commit, group, self._chosen_upto)
-        self._executor.run(commit).addCallbacks(
-            self._written, self._failed, callbackArgs=(group,), errbackArgs=(group,)
-        )
+        writing = append or self._execute(partial(self._commit, group, self._chosen_upto))
+        writing.addCallbacks(self._written, self._failed, callbackArgs=(group,), errbackArgs=(group,))
+
+    def _append(self, write: _Write) -> Deferred[list[StorageFull | None]] | None:
+        """Write what needs no thought of the backend's thread; None when it does."""
+        if isinstance(write.records, StorageFull):
+            return None
+        append = self._backend.append(write.records, self._chosen_upto)
+        if append is None:
+            return None
+        self._jobs += 1
+        writing = self._executor.append(*append, write.then, self._append_failed)
+        return writing.addBoth(self._executed).addCallback(lambda _: [None])
+
+    def _append_failed(self, error: OSError) -> StorageFailed:
+        """On the executor's thread, like what `_guarded` does there."""
+        self._broken = self._broken or self._broken_by(error)
+        return StorageFailed(self._broken)
 
     def _admit(self, records: Sequence[Record], then: Callable[[], None] | None) -> _Write:
         """Refuse values beyond the queue's bound; a promise is small and always taken."""
@@ -322,11 +351,14 @@ class QueuedStorage:
         except harmless:
             raise
         except Exception as error:
-            self._broken = (
-                f"{self.description}: cannot be written ({reason(error)}); what is durable is unknown, "
-                "so the node stops: check the disk, then start it again"
-            )
+            self._broken = self._broken_by(error)
             raise StorageFailed(self._broken) from error
+
+    def _broken_by(self, error: Exception) -> str:
+        return (
+            f"{self.description}: cannot be written ({reason(error)}); what is durable is unknown, "
+            "so the node stops: check the disk, then start it again"
+        )
 
     def _written(self, outcomes: list[StorageFull | None], group: list[_Write]) -> None:
         self._group_ended(group)
@@ -353,7 +385,7 @@ class QueuedStorage:
         if self._backend.wants_upkeep and self._open and not self._upkeep_runs and not self._broken:
             self._upkeep_runs = True
             upkeep = partial(self._guarded, self._backend.upkeep)
-            self._executor.run(upkeep).addCallbacks(self._upkeep_done, self._upkeep_failed)
+            self._execute(upkeep).addCallbacks(self._upkeep_done, self._upkeep_failed)
 
     def _upkeep_done(self, warning: str) -> None:
         self._upkeep_runs = False

@@ -25,7 +25,7 @@ from zope.interface import implementer
 
 from twisted_paxos.core.ballot import NO_BALLOT, ProposalID
 from twisted_paxos.core.messages import Entry, SlotEntry
-from twisted_paxos.core.records import Identity, Recovered
+from twisted_paxos.core.records import Identity, Record, Recovered
 from twisted_paxos.errors import StorageDamaged, StorageError, StorageForeign, StorageFull
 from twisted_paxos.interfaces import IDiskExecutor
 from twisted_paxos.storage.disk import (
@@ -289,6 +289,9 @@ class SqliteBackend:
             return
         if identity.uid != self._uid:
             raise StorageError(f"{self.path} belongs to node {identity.uid!r}: it is not moved")
+
+    def append(self, records: Sequence[Record], chosen_upto: int) -> None:
+        """See `IStorageBackend`: there is no such short way."""
 
     def commit(self, writes: Sequence[Write], chosen_upto: int) -> list[StorageFull | None]:
         """See `IStorageBackend`. One transaction: a full disk refuses the whole group."""

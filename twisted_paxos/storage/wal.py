@@ -33,13 +33,13 @@ from zope.interface import implementer
 
 from twisted_paxos.core.ballot import NO_BALLOT, ProposalID
 from twisted_paxos.core.messages import Entry, SlotEntry
-from twisted_paxos.core.records import Identity, Recovered
+from twisted_paxos.core.records import Identity, Record, Recovered, SaveAccepted, SaveChosen
 from twisted_paxos.errors import StorageDamaged, StorageError, StorageForeign, StorageFull
 from twisted_paxos.interfaces import IDiskExecutor
-from twisted_paxos.storage.disk import LOCK_NAME, IDisk, is_full, reason
+from twisted_paxos.storage.disk import LARGE_WRITE_BYTES, LOCK_NAME, IDisk, is_full, reason
 from twisted_paxos.storage.durable import DurableObjectHandler, choose_copy, read_copies
 from twisted_paxos.storage.format import segment_id
-from twisted_paxos.storage.log import SEGMENT_BYTES, Plan, SegmentedLog, create_files, open_log
+from twisted_paxos.storage.log import SEGMENT_BYTES, Append, Plan, SegmentedLog, create_files, open_log
 from twisted_paxos.storage.queued import (
     IStorageBackend,
     PromiseRule,
@@ -275,6 +275,20 @@ class FileBackend:
         self.log_bytes = self._log.used_bytes
         self.wants_upkeep = self._log.wants_reserve
         return outcomes
+
+    def append(self, records: Sequence[Record], chosen_upto: int) -> Append | None:
+        """See `IStorageBackend`: votes under the saved promise, in the current segment."""
+        for record in records:
+            vote = type(record) is SaveAccepted and record.ballot <= self._promised
+            if not vote and type(record) is not SaveChosen:
+                return None
+        plan = self._log.plan()
+        if not plan.take_here(log_records(records)) or not 0 < plan.size_bytes < LARGE_WRITE_BYTES:
+            return None
+        append = self._log.append(plan, chosen_upto)
+        self.log_bytes = self._log.used_bytes
+        self.wants_upkeep = self._log.wants_reserve
+        return append
 
     def _take(self, plan: Plan, write: Write, promised: ProposalID) -> tuple[StorageFull | None, ProposalID]:
         """Plan one write; why it is refused, if so, and the promise behind it."""

@@ -170,6 +170,9 @@ class SimulatedDisk:
         """See `IDisk`."""
         return len(self._file(name).data)
 
+    def descriptor(self, name: str) -> None:
+        """See `IDisk`."""
+
     def read(self, name: str) -> bytes:
         """See `IDisk`."""
         return self.read_at(name, 0, self.size(name))

@@ -14,6 +14,7 @@ from unittest import mock
 from twisted_paxos.core.ballot import NO_BALLOT
 from twisted_paxos.core.messages import Accept, Commit, Envelope, Heartbeat, Sender, SlotEntry
 from twisted_paxos.core.records import Record, Recovered
+from twisted_paxos.departure import Departure
 from twisted_paxos.node import PersistentPaxosNode
 from twisted_paxos.snapshots import Policy
 from twisted_paxos.statemachine.machine import IStateMachine
@@ -176,7 +177,7 @@ class Taps:
                 trace(life.uid, (uid,), message)
                 prepared()
 
-            return prepared and send_and_tell
+            return prepared and Departure(send_and_tell)
 
         def apply_and_tell(entries: Sequence[SlotEntry]) -> None:
             checks.chosen(life.uid, entries)
