@@ -244,6 +244,8 @@ class NativeDiskThread(DiskThread):
 
     def _end(self) -> None:
         IReactorFDSet(self._reactor).removeReader(self)
+        assert self._thread is not None
+        self._thread.join()  # at its end, but it may still be waking this one
         for fd in set(self._wake_fds):
             os.close(fd)
         super()._end()
