@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections import deque
 from contextlib import nullcontext
 from random import Random
 from typing import Any
 
 from twisted.internet.task import Clock
-from twisted.internet.udp import Port
 from twisted.logger import LogEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -25,7 +23,6 @@ from twisted_paxos.core.quorum import Membership
 from twisted_paxos.protocols.acceptor import AcceptorProtocol
 from twisted_paxos.protocols.base import (
     REPORT_INTERVAL_S,
-    TURN_DATAGRAMS_MAX,
     NodeProtocol,
     Receiver,
     RoleProtocol,
@@ -37,7 +34,7 @@ from twisted_paxos.protocols.proposer import MemberProtocol, ProposerProtocol
 from twisted_paxos.protocols.turn import Turn
 from twisted_paxos.storage.memory import MemoryStorage
 from twisted_paxos.testing.network import SimulatedClock, SimulatedNetwork
-from twisted_paxos.wire.peer import DATAGRAM_MAX_BYTES, PeerCodec
+from twisted_paxos.wire.peer import PeerCodec
 
 CODEC = PeerCodec("cluster")
 SOURCE = ("10.0.0.9", 5000)
@@ -168,100 +165,32 @@ class RoleProtocolTests(ReceiverCase):
         self.assertEqual((role.heard, self.receiver.dropped), ([], {"unknown_sender": 1}))
 
 
-class WaitingSocket:
-    """What `NodeProtocol` uses of a socket: datagrams that wait, then an error.
-
-    Attributes:
-        waiting: the datagrams.
-        empty: what it raises when none is left.
-        asked_bytes: how much each look asked for.
-    """
-
-    def __init__(self) -> None:
-        self.waiting: deque[bytes] = deque()
-        self.empty: OSError = BlockingIOError()
-        self.asked_bytes: list[int] = []
-
-    def recvfrom(self, size_bytes: int) -> tuple[bytes, Any]:
-        """The oldest."""
-        self.asked_bytes.append(size_bytes)
-        if not self.waiting:
-            raise self.empty
-        return self.waiting.popleft()[:size_bytes], SOURCE
-
-
-class WaitingPort(Port):
-    """A real port's type, over a socket of the test's."""
-
-    def __init__(self, waiting: WaitingSocket) -> None:
-        self.socket = waiting  # type: ignore[assignment]
-
-
-class DrainingTests(ReceiverCase):
-    """`NodeProtocol` on a port of the system: what waits in the buffer belongs to one turn."""
+class TurnsTests(ReceiverCase):
+    """`NodeProtocol`: what a datagram asks for leaves before the port looks for another."""
 
     def setUp(self) -> None:
         super().setUp()
         self.role = RecordingRole()
-        self.socket = WaitingSocket()
-        self.port = WaitingPort(self.socket)
         self.ends: list[int] = []
         self.turn = Turn(self.clock, lambda: self.ends.append(len(self.role.heard)), lambda: None)
-        self.attached: list[Any] = []
         self.node = NodeProtocol(
             [LearnerProtocol(self.role, self.receiver, lambda effects: self.turn.plan(), self.clock)],
             self.receiver,
             lambda *_: True,
-            self.attached.append,
+            lambda transport: None,
             self.turn,
         )
-        self.node.makeConnection(self.port)
 
-    def wait(self, first: int, last: int) -> None:
-        """Messages with these numbers wait."""
-        self.socket.waiting += [self.message(number) for number in range(first, last + 1)]
-
-    def message(self, number: int) -> bytes:
-        """One that has a number."""
-        return CODEC.encode(sender("B"), Fetch(number, 1, 1))
-
-    @property
-    def heard(self) -> list[int]:
-        """The numbers that came, in order."""
-        return [message.request_id for _, message, _ in self.role.heard]
-
-    def test_allThatWaitsIsOneTurn(self) -> None:
-        """The one that the port has read and all behind it come in order, and then the turn ends, once."""
-        self.wait(2, 5)
-        self.node.datagramReceived(self.message(1), SOURCE)
-        self.assertEqual((self.heard, self.ends), ([1, 2, 3, 4, 5], [5]))
-        self.assertEqual(self.attached, [self.port])
-
-    def test_thePortDoesNotTryAsWell(self) -> None:
-        """A port reads one datagram a turn of the reactor; the rest is read here, none of it cut short."""
-        self.node.datagramReceived(self.message(1), SOURCE)
-        self.assertEqual(self.port.maxThroughput, 1)
-        self.assertEqual(self.socket.asked_bytes, [DATAGRAM_MAX_BYTES + 1])
-
-    def test_bounded(self) -> None:
-        """Of a flood, others get their turn after so many; the port finds the rest next time."""
-        self.wait(2, 2 * TURN_DATAGRAMS_MAX)
-        self.node.datagramReceived(self.message(1), SOURCE)
-        self.assertEqual(self.ends, [1 + TURN_DATAGRAMS_MAX])
-        self.assertEqual(len(self.socket.waiting), TURN_DATAGRAMS_MAX - 1)
-
-    def test_errorOfTheSocketEndsIt(self) -> None:
-        """An error of the system is the port's to meet; what came before it is not lost."""
-        self.socket.empty = ConnectionRefusedError()
-        self.wait(2, 3)
-        self.node.datagramReceived(self.message(1), SOURCE)
-        self.assertEqual((self.heard, self.ends), ([1, 2, 3], [3]))
+    def test_eachDatagramIsATurn(self) -> None:
+        """Its turn has ended when the port gets control back: nothing is planned for later."""
+        for number in (1, 2, 3):
+            self.node.datagramReceived(CODEC.encode(sender("B"), Fetch(number, 1, 1)), SOURCE)
+        self.assertEqual((self.ends, self.clock.getDelayedCalls()), ([1, 2, 3], []))
 
     def test_whatIsNoMessageEndsNothing(self) -> None:
-        """Behind a datagram that is dropped the others are read."""
-        self.socket.waiting += [b"", b"nonsense", self.message(2)]
-        self.node.datagramReceived(self.message(1), SOURCE)
-        self.assertEqual((self.heard, self.ends), ([1, 2], [2]))
+        """What is dropped begins no turn."""
+        self.node.datagramReceived(b"nonsense", SOURCE)
+        self.assertEqual((self.ends, self.clock.getDelayedCalls()), ([], []))
 
 
 class Host:

@@ -8,18 +8,14 @@ from typing import Any, Protocol
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.protocol import DatagramProtocol
-from twisted.internet.udp import Port
 from twisted.logger import Logger
 
 from twisted_paxos.core.effects import Effects
 from twisted_paxos.core.messages import Envelope, Sender
 from twisted_paxos.errors import WireError
-from twisted_paxos.wire.peer import DATAGRAM_MAX_BYTES, PeerCodec
+from twisted_paxos.wire.peer import PeerCodec
 
 log = Logger()
-
-TURN_DATAGRAMS_MAX = 64
-"""So many datagrams share one turn; then others get theirs."""
 
 REPORT_INTERVAL_S = 10.0
 """Dropped messages of one kind are logged at most this often."""
@@ -80,11 +76,6 @@ class Receiver:
             )
 
 
-def _receive_nothing(_size_bytes: int) -> tuple[bytes, Any]:
-    """What a port without a socket of the system has waiting."""
-    raise BlockingIOError
-
-
 class RoleProtocol(DatagramProtocol):
     """One role on a UDP port: alone, or behind a `NodeProtocol` that it shares the port with.
 
@@ -140,7 +131,7 @@ class NodeProtocol(DatagramProtocol):
         receiver: decodes.
         heard: told who speaks from which address, before the role is.
         attach: told the transport.
-        turn: all that waits in the port's buffer belongs to one turn.
+        turn: each datagram is one: what it asks for leaves before the port looks for another.
     """
 
     def __init__(
@@ -156,35 +147,21 @@ class NodeProtocol(DatagramProtocol):
         self._heard = heard
         self._attach = attach
         self._turn = turn
-        self._receive: Callable[[int], tuple[bytes, Any]] = _receive_nothing
         self._by_type = {kind: role for role in roles for kind in role.takes}
         assert len(self._by_type) == sum(len(role.takes) for role in roles), "one role takes each type"
 
     def startProtocol(self) -> None:
         """The port is bound: roles share its transport."""
         self._attach(self.transport)
-        if isinstance(self.transport, Port):
-            self._receive = self.transport.socket.recvfrom
-            # What comes behind the first datagram of a turn is read here: the port need not try as well.
-            self.transport.maxThroughput = 1
         for role in self._roles:
             role.makeConnection(self.transport)  # type: ignore[arg-type]
 
     def datagramReceived(self, datagram: bytes, addr: Any) -> None:
-        """Bytes from the network, and all that came with them."""
-        with self._turn:
-            self._take(datagram, addr)
-            for _ in range(TURN_DATAGRAMS_MAX):
-                try:
-                    datagram, addr = self._receive(DATAGRAM_MAX_BYTES + 1)
-                except OSError:
-                    return  # The buffer is empty; if it is anything else, the port meets it as well.
-                self._take(datagram, addr)
-
-    def _take(self, datagram: bytes, addr: Any) -> None:
+        """Bytes from the network."""
         envelope = self._receiver.decode(datagram, addr)
         if envelope is not None:
-            self.envelope_received(envelope, addr)
+            with self._turn:
+                self.envelope_received(envelope, addr)
 
     def envelope_received(self, envelope: Envelope, addr: Any) -> None:
         """A message by datagram or by link; ``addr`` is None for a link."""
