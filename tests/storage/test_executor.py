@@ -2,51 +2,17 @@
 
 from __future__ import annotations
 
-import queue
 import threading
-from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.interfaces import IReactorCore
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
-from zope.interface import alsoProvides
 from zope.interface.verify import verifyClass, verifyObject
 
+from tests.storage.threads import WAIT_S, ThreadReactor
 from twisted_paxos.interfaces import IDiskExecutor
 from twisted_paxos.storage.executor import DiskThread, TurnExecutor
 from twisted_paxos.testing.storage import ImmediateExecutor
-
-WAIT_S = 30.0
-"""How long a test waits for the thread before it fails."""
-
-
-class ThreadReactor:
-    """A reactor whose thread is the test's: it runs what came from other threads when asked to."""
-
-    def __init__(self) -> None:
-        self.calls: queue.Queue[Callable[[], object]] = queue.Queue()
-        self.triggers: dict[object, Callable[[], object]] = {}
-
-    def callFromThread(self, call: Callable[..., object], *args: Any) -> None:
-        """As Twisted's."""
-        self.calls.put(lambda: call(*args))
-
-    def addSystemEventTrigger(
-        self, phase: str, event: str, call: Callable[..., object], *args: Any
-    ) -> object:
-        """As Twisted's."""
-        key = (phase, event)
-        self.triggers[key] = lambda: call(*args)
-        return key
-
-    def removeSystemEventTrigger(self, key: object) -> None:
-        """As Twisted's."""
-        del self.triggers[key]
-
-    def turn(self) -> None:
-        """Run one call from a thread, once there is one."""
-        self.calls.get(timeout=WAIT_S)()
 
 
 class DiskThreadTests(SynchronousTestCase):
@@ -55,7 +21,6 @@ class DiskThreadTests(SynchronousTestCase):
     def setUp(self) -> None:
         """A thread, closed when the test is over."""
         self.reactor = ThreadReactor()
-        alsoProvides(self.reactor, IReactorCore)
         self.thread = DiskThread(self.reactor)
         self.addCleanup(self.end)
 
@@ -100,7 +65,7 @@ class DiskThreadTests(SynchronousTestCase):
         self.assertEqual(order, [])
         self.reactor.turn()
         self.assertEqual(order, list(range(50)))
-        self.assertTrue(self.reactor.calls.empty())
+        self.assertTrue(self.reactor.asked.empty())
 
     def test_failure(self) -> None:
         """What the work raises is what the Deferred fails with; the thread goes on."""

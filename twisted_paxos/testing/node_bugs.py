@@ -25,8 +25,8 @@ from twisted_paxos.reads import NodeReads
 from twisted_paxos.snapshots import SnapshotMaker
 from twisted_paxos.statemachine.commands import Result
 from twisted_paxos.statemachine.sessions import Sessions
+from twisted_paxos.storage import executor, recovery
 from twisted_paxos.storage import format as log_format
-from twisted_paxos.storage import recovery
 from twisted_paxos.storage.durable import DurableObjectHandler, encode_copy
 from twisted_paxos.storage.recovery import Floor
 from twisted_paxos.storage.wal import FileBackend
@@ -175,6 +175,19 @@ def read_joins_running_round() -> Sequence[Patch]:
 def log_not_synced() -> Sequence[Patch]:
     """The log is written and reported without a sync."""
     return [wrap(SimulatedDisk, "sync", partial(_sync_others, "log-"))]
+
+
+@mutant("3.1 persist, then send")
+def vote_before_its_sync() -> Sequence[Patch]:
+    """A vote leaves when its record is given to the disk, before it is written and synced."""
+
+    def append(disk: Any, name: str, offset: int, data: bytes, then: Any, failed: Any) -> None:
+        if then is not None:
+            then()
+        original(disk, name, offset, data, None, failed)
+
+    original = executor.append
+    return [mock.patch.object(executor, "append", append)]
 
 
 @mutant("6 two copies of the promise")
