@@ -119,6 +119,9 @@ def main(
         raise click.BadParameter(f"{depths!r} is no list of numbers", param_hint="--depths") from None
     _check_writable(json_file, chart_directory)
     settings = {"seconds": seconds, "warm_up_s": warm_up, "key_bytes": 16, "value_bytes": 64, "scale": scale}
+    console = Console(stderr=True, highlight=False)
+    for name, version in versions().items():
+        console.print(f"{name} {version}")
     with tempfile.TemporaryDirectory(prefix="paxos-bench-", dir=directory) as place:
         report = Report(json_file, settings, machine(Path(place)))
         comparison = Comparison(
@@ -129,7 +132,7 @@ def main(
             seconds,
             warm_up,
             scale,
-            Console(stderr=True, highlight=False).print,
+            console.print,
             report.save,
             report.runs,
         )

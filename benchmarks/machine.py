@@ -18,6 +18,7 @@ from typing import Any
 
 import twisted_paxos
 from benchmarks.figures import percentile
+from twisted_paxos.storage.executor import DiskQueue
 
 SYNCS = 200
 ROUND_TRIPS = 2_000
@@ -29,7 +30,7 @@ def versions() -> dict[str, str]:
     """Versions of all that takes part; what is not there is left out."""
     found = {
         "python": f"{sys.version.split()[0]} ({os.path.realpath(sys.executable)})",
-        "twisted_paxos": twisted_paxos.__version__,
+        "twisted_paxos": f"{twisted_paxos.__version__} (disk queue: {'native' if DiskQueue else 'Python'})",
     }
     for package in ("twisted", "msgspec", "crc32c", "pysyncobj"):
         try:

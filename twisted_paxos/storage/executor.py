@@ -19,6 +19,7 @@ from twisted.internet.interfaces import (
     IReactorTime,
     IReadDescriptor,
 )
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -30,6 +31,8 @@ try:
     from twisted_paxos.storage._diskqueue import DiskQueue
 except ImportError:  # no compiler when it was installed
     DiskQueue = None  # type: ignore[assignment,misc]
+
+log = Logger()
 
 _Job: TypeAlias = tuple[Callable[[], object], "Deferred[Any]"]
 _Outcome: TypeAlias = tuple["Deferred[Any]", object]
@@ -276,8 +279,10 @@ def _drain(fd: int) -> None:
 
 def disk_thread(reactor: Any) -> DiskThread:
     """The best there is for this reactor."""
-    native = DiskQueue is not None and IReactorFDSet.providedBy(reactor)
-    return (NativeDiskThread if native else DiskThread)(reactor)
+    if DiskQueue is not None and IReactorFDSet.providedBy(reactor):
+        return NativeDiskThread(reactor)
+    log.info("the disk's thread works in Python, and takes more CPU: install again with a C compiler at hand")
+    return DiskThread(reactor)
 
 
 @implementer(IDiskExecutor)
