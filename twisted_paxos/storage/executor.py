@@ -279,7 +279,8 @@ def _drain(fd: int) -> None:
 
 def disk_thread(reactor: Any) -> DiskThread:
     """The best there is for this reactor."""
-    if DiskQueue is not None and IReactorFDSet.providedBy(reactor):
+    native = DiskQueue is not None and IReactorFDSet.providedBy(reactor)
+    if native:
         return NativeDiskThread(reactor)
     log.info("the disk's thread works in Python, and takes more CPU: install again with a C compiler at hand")
     return DiskThread(reactor)
