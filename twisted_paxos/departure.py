@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from socket import socket
 from typing import TypeAlias
 
 Datagram: TypeAlias = tuple[int, str, int, bytes, bytearray]
@@ -24,7 +25,7 @@ class Departure:
     def __init__(
         self,
         send: Callable[[], object],
-        datagram: tuple[int, str, int, bytes] | None = None,
+        datagram: tuple[socket, str, int, bytes] | None = None,
         refused: Callable[[int], None] = lambda _errno: None,
     ) -> None:
         self.refused = refused
@@ -34,8 +35,14 @@ class Departure:
 
     @property
     def datagram(self) -> Datagram | None:
-        """What to send in place of a call; None when only a call will do."""
-        return None if self._datagram is None else (*self._datagram, self._withdrawn)
+        """What to send in place of a call; None when only a call will do.
+
+        Of a socket that was closed the descriptor is -1: its number may be another's by now.
+        """
+        if self._datagram is None:
+            return None
+        sending, host, port, data = self._datagram
+        return sending.fileno(), host, port, data, self._withdrawn
 
     def __call__(self) -> None:
         """Send it, unless it was withdrawn."""

@@ -202,7 +202,7 @@ class IDiskExecutor(Interface):
         offset: int,
         data: bytes,
         then: Callable[[], None] | None,
-        failed: Callable[[OSError], Exception],
+        failed: Callable[[Exception], Exception],
     ) -> Deferred[None]:
         """Write ``data`` into a file of an `IDisk`, sync the file, then call ``then``: in the order of `run`.
 

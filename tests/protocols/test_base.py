@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 from contextlib import nullcontext
 from random import Random
 from typing import Any
 
 from twisted.internet.task import Clock
+from twisted.internet.udp import Port
 from twisted.logger import LogEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -23,6 +25,7 @@ from twisted_paxos.core.quorum import Membership
 from twisted_paxos.protocols.acceptor import AcceptorProtocol
 from twisted_paxos.protocols.base import (
     REPORT_INTERVAL_S,
+    TURN_BYTES,
     NodeProtocol,
     Receiver,
     RoleProtocol,
@@ -186,6 +189,14 @@ class TurnsTests(ReceiverCase):
         for number in (1, 2, 3):
             self.node.datagramReceived(CODEC.encode(sender("B"), Fetch(number, 1, 1)), SOURCE)
         self.assertEqual((self.ends, self.clock.getDelayedCalls()), ([1, 2, 3], []))
+
+    def test_floodLeavesOthersTheirTurn(self) -> None:
+        """A port of the system reads a small part of its buffer, then others get their turn."""
+        port = Port(0, self.node)
+        port.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.addCleanup(port.socket.close)
+        self.node.makeConnection(port)
+        self.assertEqual(port.maxThroughput, TURN_BYTES)
 
     def test_whatIsNoMessageEndsNothing(self) -> None:
         """What is dropped begins no turn."""

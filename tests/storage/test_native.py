@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import socket
 import threading
+import weakref
+from functools import partial
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReadDescriptor
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyClass, verifyObject
@@ -30,9 +33,9 @@ if executor.DiskQueue is None:
 NAME = "log"
 
 
-def broken(error: OSError) -> Exception:
+def broken(error: Exception) -> Exception:
     """What a caller makes of an error."""
-    return StorageFailed(f"errno {error.errno} on {threading.current_thread().name}")
+    return StorageFailed(f"errno {getattr(error, 'errno', 0)} on {threading.current_thread().name}")
 
 
 class ThreadCase(SynchronousTestCase):
@@ -45,6 +48,7 @@ class ThreadCase(SynchronousTestCase):
         self.disk = OsDisk(path)
         self.disk.open()
         self.disk.format({NAME: bytes(64)})
+        self.disk.read(NAME)  # so it is open, as a log's segment is
         self.addCleanup(self.end)
         self.here, self.there = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))
         self.there.bind(("127.0.0.1", 0))
@@ -68,7 +72,7 @@ class ThreadCase(SynchronousTestCase):
     def vote(self, data: bytes = b"vote", host: str = "127.0.0.1") -> Departure:
         """A datagram to the socket that hears votes."""
         port = self.there.getsockname()[1]
-        datagram = (self.here.fileno(), host, port, data)
+        datagram = (self.here, host, port, data)
         return Departure(lambda: self.called.append(host), datagram, self.refused.append)
 
     def append(self, offset: int, data: bytes, then: Any = None) -> Deferred[None]:
@@ -176,6 +180,48 @@ class NativeTests(ThreadCase):
         self.assertEqual((names, self.called), (["paxos-disk"], ["localhost"]))
         self.assertEqual(self.disk.read_at(NAME, 0, 6), b"onetwo")
 
+    def test_closedSocket(self) -> None:
+        """A vote through a socket that is closed is left to Python's; its record is written."""
+        vote = self.vote()
+        self.here.close()
+        self.result(self.append(0, b"record", vote))
+        self.assertEqual((self.called, self.disk.read_at(NAME, 0, 6)), (["127.0.0.1"], b"record"))
+
+    def test_fileThatIsNotOpen(self) -> None:
+        """The reactor's thread opens no file: that is the disk's."""
+        self.disk._forget(NAME)
+        opened: list[str] = []
+        inner = self.disk._keep
+        self.patch(
+            self.disk, "_keep", lambda *of: (opened.append(threading.current_thread().name), inner(*of))
+        )
+        self.result(self.append(0, b"record"))
+        self.assertEqual((opened, self.disk.read_at(NAME, 0, 6)), (["paxos-disk"], b"record"))
+
+    def test_largeWorkIsLetGo(self) -> None:
+        """What a call held is free once it has run, also while the thread waits for the next."""
+
+        class Large:
+            """Something that memory is needed for."""
+
+        large = Large()
+        gone = weakref.ref(large)
+        self.result(self.thread.run(partial(isinstance, large, Large)))
+        del large
+        self.result(self.append(0, b"record"))
+        self.assertIsNone(gone())
+
+    def test_signalsAreForOtherThreads(self) -> None:
+        """None may cut a sync short."""
+        mask = self.result(self.thread.run(lambda: signal.pthread_sigmask(signal.SIG_BLOCK, [])))
+        self.assertIn(signal.SIGCHLD, mask)
+
+    def test_shortSlices(self) -> None:
+        """The thread asks for short slices, and keeps the priority that the process was given."""
+        before = os.getpriority(os.PRIO_PROCESS, 0)
+        native = self.result(self.thread.run(threading.get_native_id))
+        self.assertEqual(os.getpriority(os.PRIO_PROCESS, native), before)
+
     def test_ipv6(self) -> None:
         """An address of version six will do."""
         try:
@@ -186,7 +232,7 @@ class NativeTests(ThreadCase):
             self.skipTest("no IPv6 here")
         here = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
         self.addCleanup(here.close)
-        datagram = (here.fileno(), "::1", there.getsockname()[1], b"vote")
+        datagram = (here, "::1", there.getsockname()[1], b"vote")
         self.result(self.append(0, b"record", Departure(self.fail, datagram, self.refused.append)))
         there.settimeout(WAIT_S)
         self.assertEqual((there.recv(10), self.refused), (b"vote", []))
@@ -370,19 +416,44 @@ class ShortWayTests(SynchronousTestCase):
             self.settle(writing)
         self.assertEqual(len(self.thread.appended), 1)
 
-    def test_failedForGood(self) -> None:
-        """After a failed append nothing is written any more, the short way or the other."""
-        full = os.open("/dev/full", os.O_RDWR)
-        self.addCleanup(os.close, full)
-        with self.subTest("the append"):
-            self.patch(self.storage._backend._disk, "descriptor", lambda name: full)
-            failing = self.storage.write([accepted(1)])
-            while not failing.called:
-                self.reactor.advance(0)
-            self.assertIn("so the node stops", self.failureResultOf(failing, StorageFailed).getErrorMessage())
-        for records in ([accepted(2)], [SavePromise(SECOND)]):
+    def test_cannotBeGivenToTheDisk(self) -> None:
+        """What was planned, and then never reached the disk, is a failure for good: its number is used up."""
+        self.assertTrue(self.appends(accepted(1)))
+
+        def no_descriptors(*_: object) -> None:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+        self.patch(self.thread, "append", no_descriptors)
+        self.failed_for_good()
+        self.settle(self.storage.close())
+        again = FileStorage(OsDisk(self.path), "A", NativeDiskThread(self.reactor))
+        self.assertEqual(sorted(again.recover("two", CLUSTER).entries), [1])
+        self.settle(again.close())
+
+    def failed_for_good(self) -> None:
+        """Nothing is written any more, the short way or the other."""
+        self.storage.note_chosen(1)
+        for records in ([accepted(2)], [accepted(3)], [SavePromise(SECOND)]):
             failing = self.storage.write(records)
             while not failing.called:
                 self.reactor.advance(0)
-            self.failureResultOf(failing, StorageFailed)
+            self.assertIn("so the node stops", self.failureResultOf(failing, StorageFailed).getErrorMessage())
+
+    def test_cancelledReadStillRuns(self) -> None:
+        """Who cancels a read does not end it: nothing is planned here meanwhile."""
+        gate = threading.Event()
+        busy = self.storage._run(lambda: gate.wait(WAIT_S))
+        busy.addErrback(lambda failure: failure.trap(CancelledError))
+        busy.cancel()
+        writing = self.storage.write([accepted(1)])
+        self.assertEqual(self.thread.appended, [])
+        gate.set()
+        self.settle(writing)
+
+    def test_failedForGood(self) -> None:
+        """A failed append ends all writing."""
+        full = os.open("/dev/full", os.O_RDWR)
+        self.addCleanup(os.close, full)
+        self.patch(self.storage._backend._disk, "descriptor", lambda name: full)
+        self.failed_for_good()
         self.assertEqual(len(self.thread.appended), 1)

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.protocol import DatagramProtocol
+from twisted.internet.udp import Port
 from twisted.logger import Logger
 
 from twisted_paxos.core.effects import Effects
@@ -16,6 +17,9 @@ from twisted_paxos.errors import WireError
 from twisted_paxos.wire.peer import PeerCodec
 
 log = Logger()
+
+TURN_BYTES = 16 << 10
+"""When so much of a flood was read, each datagram a turn, others get theirs; one datagram may be larger."""
 
 REPORT_INTERVAL_S = 10.0
 """Dropped messages of one kind are logged at most this often."""
@@ -153,6 +157,8 @@ class NodeProtocol(DatagramProtocol):
     def startProtocol(self) -> None:
         """The port is bound: roles share its transport."""
         self._attach(self.transport)
+        if isinstance(self.transport, Port):
+            self.transport.maxThroughput = TURN_BYTES
         for role in self._roles:
             role.makeConnection(self.transport)  # type: ignore[arg-type]
 

@@ -247,7 +247,7 @@ class SocketMessenger:
             return None
         self._count(message, 1, len(data))
         port = peer.address.port
-        native = (self._socket.fileno(), peer.ip, port, data) if self._socket is not None else None
+        native = (self._socket, peer.ip, port, data) if self._socket is not None else None
         return Departure(partial(self._send_datagram, peer, data), native, partial(self._refused, peer))
 
     def _send_datagram(self, peer: _Peer, data: bytes) -> None:

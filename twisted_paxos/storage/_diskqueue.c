@@ -16,6 +16,7 @@
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdint.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -154,7 +155,7 @@ static void give_back(DiskQueue *self, Job *job)
 }
 
 /* Its work is short and somebody waits for it: ask to run as soon as it wakes, beside whatever else runs on
-   that core. Linux 6.12 or later; anything else goes on as before. */
+   that core. Linux 6.12 or later; elsewhere, and where somebody chose another policy, all stays as it is. */
 static void ask_for_short_slices(void)
 {
 #ifdef SYS_sched_setattr
@@ -164,7 +165,10 @@ static void ask_for_short_slices(void)
         int32_t nice;
         uint32_t priority;
         uint64_t runtime_ns, deadline_ns, period_ns;
-    } wanted = {.size = sizeof wanted, .runtime_ns = SLICE_NS};
+    } wanted = {0};
+    if (syscall(SYS_sched_getattr, 0, &wanted, sizeof wanted, 0) < 0 || wanted.policy != SCHED_OTHER)
+        return;
+    wanted.runtime_ns = SLICE_NS;
     syscall(SYS_sched_setattr, 0, &wanted, 0);
 #endif
 }
@@ -388,7 +392,7 @@ static struct PyModuleDef module = {
 PyMODINIT_FUNC PyInit__diskqueue(void)
 {
     PyObject *made = PyModule_Create(&module);
-    if (made && PyModule_AddType(made, &DiskQueueType) < 0)
+    if (made && (PyModule_AddType(made, &DiskQueueType) < 0 || PyModule_AddIntConstant(made, "VERSION", 1) < 0))
         Py_CLEAR(made);
     return made;
 }

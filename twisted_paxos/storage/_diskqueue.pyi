@@ -2,6 +2,8 @@ from typing import Any
 
 from twisted_paxos.departure import Datagram
 
+VERSION: int
+
 class DiskQueue:
     """The queue of one disk's thread; see ``_diskqueue.c``."""
 

@@ -94,7 +94,7 @@ class IDisk(Interface):
         """Return when everything written to the file is durable."""
 
     def descriptor(name: str) -> int | None:
-        """The system's descriptor of an existing file, good until the disk is used again, or None."""
+        """The system's descriptor of an open file, until the disk is used again; or None. Never blocks."""
 
     def sync_dir() -> None:
         """Return when the names of all files are durable."""
@@ -358,7 +358,7 @@ class OsDisk:
 
     def descriptor(self, name: str) -> int | None:
         """See `IDisk`."""
-        return self._fd(name)
+        return self._fds.get(name)
 
     def sync_dir(self) -> None:
         """See `IDisk`."""

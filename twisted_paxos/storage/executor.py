@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -28,15 +29,17 @@ from twisted_paxos.interfaces import IDiskExecutor
 from twisted_paxos.storage.disk import IDisk
 
 try:
-    from twisted_paxos.storage._diskqueue import DiskQueue
+    from twisted_paxos.storage._diskqueue import VERSION, DiskQueue
 except ImportError:  # no compiler when it was installed
+    VERSION = 0
+if VERSION != 1:  # or one that an earlier installation left
     DiskQueue = None  # type: ignore[assignment,misc]
 
 log = Logger()
 
 _Job: TypeAlias = tuple[Callable[[], object], "Deferred[Any]"]
 _Outcome: TypeAlias = tuple["Deferred[Any]", object]
-_Failed: TypeAlias = Callable[[OSError], Exception]
+_Failed: TypeAlias = Callable[[Exception], Exception]
 
 
 def attempt(job: _Job) -> _Outcome:
@@ -60,12 +63,12 @@ def append(
     """What `IDiskExecutor.append` does, on the thread of this call.
 
     Raises:
-        Exception: what ``failed`` makes of an `OSError`.
+        Exception: what ``failed`` makes of whatever went wrong.
     """
     try:
         disk.write_at(name, offset, data)
         disk.sync(name)
-    except OSError as error:
+    except Exception as error:
         raise failed(error) from error
     if then is not None:
         then()
@@ -132,8 +135,9 @@ class DiskThread(_Executor):
 
     def _start(self) -> None:
         self._jobs = self._open()
-        self._thread = threading.Thread(target=self._loop, name="paxos-disk", daemon=False)
-        self._thread.start()
+        thread = threading.Thread(target=self._loop, name="paxos-disk", daemon=False)
+        thread.start()
+        self._thread = thread
         if IReactorCore.providedBy(self._reactor):
             # A program that forgets to close storage must still be able to exit.
             core = IReactorCore(self._reactor)
@@ -210,6 +214,8 @@ class NativeDiskThread(DiskThread):
         return done
 
     def _loop(self) -> None:
+        # A signal must not cut a sync short: a failed one is final. The other threads take them.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         while True:
             job, error = self._jobs.take()
             if job is None:
@@ -218,6 +224,7 @@ class NativeDiskThread(DiskThread):
                 done, _, failed = job
                 job = partial(_raise, failed, error), done
             self._jobs.finish(attempt(job))
+            job = None  # The next one may be long in coming, and this one large.
         self._jobs.finish(None)
 
     def fileno(self) -> int:

@@ -260,8 +260,11 @@ class QueuedStorage:
 
     def _execute(self, work: Callable[[], T]) -> Deferred[T]:
         """Run work on the executor; while any is there, the backend is not touched elsewhere."""
+        running = self._executor.run(work)
         self._jobs += 1
-        return self._executor.run(work).addBoth(self._executed)
+        told: Deferred[T] = Deferred()  # of its own: who cancels it does not end the work
+        running.addBoth(self._executed).addCallbacks(told.callback, told.errback)
+        return told
 
     def _executed(self, outcome: Any) -> Any:
         self._jobs -= 1
@@ -297,24 +300,30 @@ class QueuedStorage:
         if not self._waiting:
             return
         group, self._waiting = self._waiting, []
-        append = None if self._jobs or self._broken or len(group) > 1 else self._append(group[0])
         self._running += 1
-        writing = append or self._execute(partial(self._commit, group, self._chosen_upto))
+        writing = None if self._jobs or self._broken or len(group) > 1 else self._append(group[0])
+        if writing is None:
+            writing = self._execute(partial(self._commit, group, self._chosen_upto))
         writing.addCallbacks(self._written, self._failed, callbackArgs=(group,), errbackArgs=(group,))
 
     def _append(self, write: _Write) -> Deferred[list[StorageFull | None]] | None:
         """Write what needs no thought of the backend's thread; None when it does."""
         if isinstance(write.records, StorageFull):
             return None
-        append = self._backend.append(write.records, self._chosen_upto)
-        if append is None:
+        try:
+            append = self._backend.append(write.records, self._chosen_upto)
+            if append is None:
+                return None
+            writing = self._executor.append(*append, write.then, self._append_failed)
+        except Exception as error:
+            # It counts as done, and the disk was never given it: `commit` refuses this and all that follows.
+            self._append_failed(error)
             return None
         self._jobs += 1
-        writing = self._executor.append(*append, write.then, self._append_failed)
         return writing.addBoth(self._executed).addCallback(lambda _: [None])
 
-    def _append_failed(self, error: OSError) -> StorageFailed:
-        """On the executor's thread, like what `_guarded` does there."""
+    def _append_failed(self, error: Exception) -> StorageFailed:
+        """What `_guarded` does; on the executor's thread, too, when it failed there."""
         self._broken = self._broken or self._broken_by(error)
         return StorageFailed(self._broken)
 
