@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from twisted_paxos.storage.durable import decode_copy, encode_copy
 from twisted_paxos.storage.format import (
     ACCEPTED,
     HEADER_BYTES,
+    JOINED_MAX_BYTES,
     RECORD_MAGIC,
     SEGMENT_SPAN,
     declared_bytes,
@@ -24,6 +26,7 @@ from twisted_paxos.storage.format import (
     encode_record,
     parse_record,
     record_bytes,
+    record_parts,
     scan,
     segment_id,
     segment_name,
@@ -120,6 +123,19 @@ class RecordTests(SynchronousTestCase):
         self.assertEqual(parsed, (len(record), kind, len(label), segment, sequence, synced, slot, number))
         self.assertEqual(declared_bytes(memoryview(record), 0), len(record))
         self.assertEqual(bytes(decode_entry(memoryview(record), 0)[1]), value)
+
+    def test_large_value_is_not_copied(self) -> None:
+        """Its record is made of parts, the value itself among them, and is read like any other."""
+        for size_bytes in (JOINED_MAX_BYTES - 1, JOINED_MAX_BYTES, JOINED_MAX_BYTES + 5, 1 << 20):
+            value = random.Random(size_bytes).randbytes(size_bytes)
+            parts = record_parts(ACCEPTED, 1, 2, 3, 4, 5, b"A", value)
+            record = b"".join(parts)
+            self.assertEqual(any(part is value for part in parts), size_bytes >= JOINED_MAX_BYTES)
+            self.assertEqual(parse_record(memoryview(record), 0), (len(record), ACCEPTED, 1, 1, 2, 3, 4, 5))
+            self.assertEqual(bytes(decode_entry(memoryview(record), 0)[1]), value)
+            changed = bytearray(record)
+            changed[-20] ^= 1
+            self.assertIsNone(parse_record(memoryview(bytes(changed)), 0))
 
     def test_any_flip_is_seen(self) -> None:
         """A flipped bit anywhere in a record, padding included, makes it no record."""

@@ -55,6 +55,9 @@ SEGMENT_SPAN: Final = 1 << 32
 SEGMENT_MAX_BYTES: Final = 1 << 30
 """No segment is larger, whatever was asked for."""
 
+JOINED_MAX_BYTES: Final = 4096
+"""Up to this length a copy of a record costs less than a checksum in parts."""
+
 _NAME = re.compile(r"log-([0-9a-f]{16})\.wal")
 _PADDING = (b"", *(bytes(8 - remainder) for remainder in range(1, 8)))
 
@@ -97,12 +100,32 @@ def encode_record(
     value: bytes | Raw = b"",
 ) -> bytes:
     """One record. ``value`` may be any bytes-like object; a uid has at most 255 bytes."""
+    return b"".join(record_parts(kind, segment, sequence, synced, slot, number, uid, value))
+
+
+def record_parts(
+    kind: int,
+    segment: int,
+    sequence: int,
+    synced: int,
+    slot: int,
+    number: int,
+    uid: bytes,
+    value: bytes | Raw,
+) -> tuple[bytes | Raw, ...]:
+    """What `encode_record` joins; a large value is among it as it is, and not copied."""
     length = len(uid) + memoryview(value).nbytes
     header = RECORD_HEADER.pack(
         0, RECORD_MAGIC, kind, len(uid), 0, length, segment, sequence, synced, slot, number
     )
-    body = b"".join((header[4:], uid, value, _PADDING[(HEADER_BYTES + length) & 7]))
-    return crc32c(body).to_bytes(4, "little") + body
+    parts = (header[4:], uid, value, _PADDING[(HEADER_BYTES + length) & 7])
+    if length <= JOINED_MAX_BYTES:
+        body = b"".join(parts)
+        return crc32c(body).to_bytes(4, "little"), body
+    crc = 0
+    for part in parts:
+        crc = crc32c(part, crc)
+    return crc.to_bytes(4, "little"), *parts
 
 
 def parse_record(data: memoryview, offset: int) -> Parsed | None:

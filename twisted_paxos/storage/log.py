@@ -39,6 +39,7 @@ from twisted_paxos.storage.format import (
     encode_record,
     parse_record,
     record_bytes,
+    record_parts,
     segment_name,
 )
 from twisted_paxos.storage.recovery import Floor, LogBase, LogState, Segment, examine
@@ -80,7 +81,7 @@ class _Part:
     size_bytes: int
     offset: int
     first_sequence: int
-    chunks: list[bytes] = field(default_factory=list)
+    chunks: list[bytes | Raw] = field(default_factory=list)
     used_bytes: int = 0
 
     @property
@@ -193,8 +194,8 @@ class Plan:
         if kind != CHOSEN_UPTO:
             self.placed.append((slot, part.segment * SEGMENT_SPAN + part.end))
         synced = self._log.synced
-        part.chunks.append(
-            encode_record(kind, part.segment, self.sequence, synced, slot, ballot.number, uid, value)
+        part.chunks += record_parts(
+            kind, part.segment, self.sequence, synced, slot, ballot.number, uid, value
         )
         part.used_bytes += size_bytes
         self.sequence += 1
