@@ -6,6 +6,8 @@ import errno
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import weakref
 from functools import partial
@@ -31,6 +33,22 @@ if executor.DiskQueue is None:
     skip = "twisted_paxos.storage._diskqueue was not built: is there a C compiler?"
 
 NAME = "log"
+
+PRIORITY = """
+import os, threading
+from twisted_paxos.storage._diskqueue import DiskQueue
+
+def work():
+    queue.take()
+    print(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+
+print(os.getpriority(os.PRIO_PROCESS, os.getpid()))
+queue = DiskQueue(os.open(os.devnull, os.O_WRONLY))
+queue.put(None)
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+"""
 
 
 def broken(error: Exception) -> Exception:
@@ -216,11 +234,13 @@ class NativeTests(ThreadCase):
         mask = self.result(self.thread.run(lambda: signal.pthread_sigmask(signal.SIG_BLOCK, [])))
         self.assertIn(signal.SIGCHLD, mask)
 
-    def test_shortSlices(self) -> None:
-        """The thread asks for short slices, and keeps the priority that the process was given."""
-        before = os.getpriority(os.PRIO_PROCESS, 0)
-        native = self.result(self.thread.run(threading.get_native_id))
-        self.assertEqual(os.getpriority(os.PRIO_PROCESS, native), before)
+    def test_priorityStays(self) -> None:
+        """Short slices are all that the thread asks for: it keeps the priority that its process was given."""
+        asked = subprocess.run(
+            ["nice", "-n", "5", sys.executable, "-c", PRIORITY], capture_output=True, text=True, check=True
+        )
+        own, of_thread = map(int, asked.stdout.split())
+        self.assertEqual((own - os.getpriority(os.PRIO_PROCESS, 0), of_thread), (5, own))
 
     def test_ipv6(self) -> None:
         """An address of version six will do."""
