@@ -136,11 +136,6 @@ class Plan:
             return StorageFull(f"{self._log.path}: {reason(error)}; make room, and writing goes on")
         return None
 
-    @property
-    def size_bytes(self) -> int:
-        """What it appends to the current segment, in bytes."""
-        return self.parts[0].used_bytes
-
     def _mark(self) -> tuple[int, _Mark]:
         """A point to go back to."""
         part = self.parts[-1]

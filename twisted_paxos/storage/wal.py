@@ -277,13 +277,18 @@ class FileBackend:
         return outcomes
 
     def append(self, records: Sequence[Record], chosen_upto: int) -> Append | None:
-        """See `IStorageBackend`: votes under the saved promise, in the current segment."""
+        """See `IStorageBackend`: votes under the saved promise, in the current segment, no large ones."""
+        values_bytes = 0
         for record in records:
-            vote = type(record) is SaveAccepted and record.ballot <= self._promised
-            if not vote and type(record) is not SaveChosen:
+            if not isinstance(record, (SaveAccepted, SaveChosen)):
                 return None
+            if type(record) is SaveAccepted and record.ballot > self._promised:
+                return None
+            values_bytes += len(record.value)
+        if values_bytes >= LARGE_WRITE_BYTES:
+            return None
         plan = self._log.plan()
-        if not plan.take_here(log_records(records)) or not 0 < plan.size_bytes < LARGE_WRITE_BYTES:
+        if not plan.take_here(log_records(records)) or not plan.placed:
             return None
         append = self._log.append(plan, chosen_upto)
         self.log_bytes = self._log.used_bytes
