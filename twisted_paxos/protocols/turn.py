@@ -1,7 +1,8 @@
 """What a node does once for all that arrives together.
 
-A datagram, or a frame of a link, is a turn; so is all that clients ask in one turn of the reactor. It shares
-one proposal, one write and one look at the clock (DESIGN.md, section 3, group commit). What the disk and the other nodes wait for comes first; applying runs beside the disk.
+A datagram, or a frame of a link, is a turn; so is all that clients ask in one turn of the reactor. It
+shares one proposal, one write and one look at the clock (DESIGN.md, section 3, group commit). What the disk
+and the other nodes wait for comes first; applying runs beside the disk.
 """
 
 from __future__ import annotations
