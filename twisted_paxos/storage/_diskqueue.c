@@ -8,6 +8,7 @@
 
    All memory of Python's is taken and let go with the interpreter's lock held. */
 
+#define _GNU_SOURCE /* for affinity */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
@@ -50,8 +51,9 @@ typedef struct {
     pthread_cond_t filled;
     Jobs waiting, ended;
     int wake_fd;
-    int failed;  /* errno of the append that failed; this and the next are the taking thread's own */
-    int taken_from;
+    int begun, failed; /* errno of the append that failed; both are the taking thread's own */
+    pid_t taker; /* the taking thread, once it has short time slices */
+    int taker_cpu; /* where it must run; -1: wherever it likes */
 } DiskQueue;
 
 static void clear(Jobs *jobs)
@@ -155,8 +157,9 @@ static void give_back(DiskQueue *self, Job *job)
 }
 
 /* Its work is short and somebody waits for it: ask to run as soon as it wakes, beside whatever else runs on
-   that core. Linux 6.12 or later; elsewhere, and where somebody chose another policy, all stays as it is. */
-static void ask_for_short_slices(void)
+   that core. Linux 6.12 or later; elsewhere, and where somebody chose another policy, all stays as it is.
+   Returns whether it was granted. */
+static int ask_for_short_slices(void)
 {
 #ifdef SYS_sched_setattr
     struct {
@@ -167,17 +170,30 @@ static void ask_for_short_slices(void)
         uint64_t runtime_ns, deadline_ns, period_ns;
     } wanted = {0};
     if (syscall(SYS_sched_getattr, 0, &wanted, sizeof wanted, 0) < 0 || wanted.policy != SCHED_OTHER)
-        return;
+        return 0;
     wanted.runtime_ns = SLICE_NS;
-    syscall(SYS_sched_setattr, 0, &wanted, 0);
+    return syscall(SYS_sched_setattr, 0, &wanted, 0) == 0
+           && syscall(SYS_sched_getattr, 0, &wanted, sizeof wanted, 0) == 0 && wanted.runtime_ns == SLICE_NS;
+#else
+    return 0;
+#endif
+}
+
+static void begin(DiskQueue *self)
+{
+#ifdef __linux__
+    pid_t taker = ask_for_short_slices() ? (pid_t)syscall(SYS_gettid) : 0;
+    pthread_mutex_lock(&self->lock);
+    self->taker = taker;
+    pthread_mutex_unlock(&self->lock);
 #endif
 }
 
 static Job *next_for_python(DiskQueue *self)
 {
-    if (!self->taken_from) {
-        self->taken_from = 1;
-        ask_for_short_slices();
+    if (!self->begun) {
+        self->begun = 1;
+        begin(self);
     }
     for (;;) {
         pthread_mutex_lock(&self->lock);
@@ -198,9 +214,30 @@ static Job *next_for_python(DiskQueue *self)
 
 /* -- with it */
 
+/* An append that sends nothing is waited for by other nodes' votes as well: it goes beside the rest of this
+   thread's turn, on this thread's core. On another one it would stand in the way of whoever casts such a vote,
+   where nodes share a machine, and that core would have to wake up. All else may run wherever this thread may. */
+static void place(DiskQueue *self, const Job *job)
+{
+#ifdef __linux__
+    cpu_set_t cores;
+    int cpu = job->is_append && job->socket < 0 ? sched_getcpu() : -1;
+    if (!self->taker || cpu == self->taker_cpu || cpu >= CPU_SETSIZE)
+        return;
+    CPU_ZERO(&cores);
+    if (cpu >= 0)
+        CPU_SET(cpu, &cores);
+    else if (sched_getaffinity(0, sizeof cores, &cores) < 0)
+        return;
+    if (sched_setaffinity(self->taker, sizeof cores, &cores) == 0)
+        self->taker_cpu = cpu;
+#endif
+}
+
 static void give(DiskQueue *self, Job *job)
 {
     pthread_mutex_lock(&self->lock);
+    place(self, job);
     push(&self->waiting, job);
     pthread_mutex_unlock(&self->lock);
     pthread_cond_signal(&self->filled); /* without the lock: whoever wakes wants it at once */
@@ -346,6 +383,7 @@ static PyObject *DiskQueue_new(PyTypeObject *type, PyObject *args, PyObject *kwa
     clear(&self->waiting);
     clear(&self->ended);
     self->wake_fd = wake_fd;
+    self->taker_cpu = -1;
     return (PyObject *)self;
 }
 
