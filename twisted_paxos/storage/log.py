@@ -18,7 +18,7 @@ from typing import NamedTuple, TypeAlias
 
 from msgspec import Raw
 
-from twisted_paxos.core.ballot import ProposalID
+from twisted_paxos.core.ballot import NO_BALLOT, ProposalID
 from twisted_paxos.core.messages import SlotEntry
 from twisted_paxos.core.records import SaveAccepted, SaveChosen
 from twisted_paxos.errors import StorageDamaged, StorageFull, StorageUnreadable
@@ -54,6 +54,9 @@ FILL_BELOW_BYTES = 128 << 10
 """A segment is filled with zeros ahead unless records of late were as large as this on average: then
 writing every byte twice costs more than the metadata of each sync."""
 
+NOTED_SLOTS = 32
+"""Beside plain votes, how far slots are chosen is recorded once in so many; the rest is found as votes."""
+
 _GRAIN_BYTES = 4096
 
 LogRecord: TypeAlias = SaveAccepted | SaveChosen
@@ -81,12 +84,8 @@ class _Part:
     size_bytes: int
     offset: int
     first_sequence: int
+    end: int
     chunks: list[bytes | Raw] = field(default_factory=list)
-    used_bytes: int = 0
-
-    @property
-    def end(self) -> int:
-        return self.offset + self.used_bytes
 
 
 class Append(NamedTuple):
@@ -101,7 +100,7 @@ class Append(NamedTuple):
 class _Mark(NamedTuple):
     parts: int
     chunks: int
-    used_bytes: int
+    end: int
     placed: int
 
 
@@ -111,9 +110,10 @@ class Plan:
     def __init__(self, log: SegmentedLog) -> None:
         self._log = log
         last = log.last
-        self.parts = [_Part(last.id, last.size_bytes, last.used_bytes, log.sequence)]
+        self.parts = [_Part(last.id, last.size_bytes, last.used_bytes, log.sequence, last.used_bytes)]
         self.placed: list[tuple[int, int]] = []
         self.sequence = log.sequence
+        self._synced = log.synced
 
     def take(self, records: Sequence[LogRecord]) -> StorageFull | None:
         """Append all of ``records``, or, when there is no room for them, none and say so.
@@ -139,14 +139,14 @@ class Plan:
     def _mark(self) -> tuple[int, _Mark]:
         """A point to go back to."""
         part = self.parts[-1]
-        return self.sequence, _Mark(len(self.parts), len(part.chunks), part.used_bytes, len(self.placed))
+        return self.sequence, _Mark(len(self.parts), len(part.chunks), part.end, len(self.placed))
 
     def _back_to(self, point: tuple[int, _Mark]) -> None:
         """Forget what was added since ``point``; what was reserved stays reserved."""
         self.sequence, mark = point
         del self.parts[mark.parts :]
         del self.parts[-1].chunks[mark.chunks :]
-        self.parts[-1].used_bytes = mark.used_bytes
+        self.parts[-1].end = mark.end
         del self.placed[mark.placed :]
 
     def take_here(self, records: Sequence[LogRecord]) -> bool:
@@ -163,11 +163,6 @@ class Plan:
                 return False
         return True
 
-    def fits(self, size_bytes: int) -> bool:
-        """Whether a record fits the current segment, with room left for END."""
-        part = self.parts[-1]
-        return part.end + size_bytes + HEADER_BYTES <= part.size_bytes
-
     def add(self, kind: int, slot: int, ballot: ProposalID, value: bytes | Raw, here: bool = False) -> bool:
         """Append a record; where it does not fit, in a new segment, or, if it must be ``here``, not at all.
 
@@ -178,21 +173,21 @@ class Plan:
             OSError: a new segment cannot be reserved.
         """
         uid = ballot.uid.encode()
-        size_bytes = record_bytes(len(uid), memoryview(value).nbytes)
-        if not self.fits(size_bytes):
+        size_bytes = record_bytes(len(uid), len(value))
+        part = self.parts[-1]
+        if part.end + size_bytes + HEADER_BYTES > part.size_bytes:  # END must fit as well.
             if here:
                 return False
-            following = self.parts[-1].segment + 1
+            following = part.segment + 1
             reserved_bytes = self._log.reserve(following, size_bytes)
-            self.parts.append(_Part(following, reserved_bytes, HEADER_BYTES, self.sequence))
-        part = self.parts[-1]
+            part = _Part(following, reserved_bytes, HEADER_BYTES, self.sequence, HEADER_BYTES)
+            self.parts.append(part)
         if kind != CHOSEN_UPTO:
             self.placed.append((slot, part.segment * SEGMENT_SPAN + part.end))
-        synced = self._log.synced
         part.chunks += record_parts(
-            kind, part.segment, self.sequence, synced, slot, ballot.number, uid, value
+            kind, part.segment, self.sequence, self._synced, slot, ballot.number, uid, value
         )
-        part.used_bytes += size_bytes
+        part.end += size_bytes
         self.sequence += 1
         return True
 
@@ -316,35 +311,37 @@ class SegmentedLog:
         Raises:
             OSError: what is durable is unknown.
         """
-        self._enter(plan, chosen_upto)
+        for slot, location in plan.placed:
+            self.index.put(slot, location)
+        self._plan_chosen(plan, chosen_upto)
         for part in plan.parts:
             self._write(part)
-        self._cover(plan)
+        first = self._segments[0].id
+        for slot, location in plan.placed:
+            self._segments[location // SEGMENT_SPAN - first].cover(slot)
         self.sequence = plan.sequence
 
     def append(self, plan: Plan, chosen_upto: int) -> Append:
         """What `execute` would do for a plan that stays in this segment, noted as done.
 
         It must be done before the log is asked for anything else, and if it fails the log is not used again.
+        How far slots are chosen is recorded with every `NOTED_SLOTS` of them only.
         """
-        self._enter(plan, chosen_upto)
-        part = plan.parts[0]
+        part, last = plan.parts[0], self.last
         assert len(plan.parts) == 1 and part.chunks, "one write, and something to write"
-        self.last.used_bytes = part.end
-        self.used_bytes += part.used_bytes
-        self._cover(plan)
-        self.sequence = plan.sequence
-        return Append(self._disk, self.last.name, part.offset, b"".join(part.chunks))
-
-    def _enter(self, plan: Plan, chosen_upto: int) -> None:
         for slot, location in plan.placed:
             self.index.put(slot, location)
-        self._plan_chosen(plan, chosen_upto)
+            last.cover(slot)
+        if chosen_upto - self.chosen_upto >= NOTED_SLOTS:
+            self._plan_chosen(plan, chosen_upto)
+        last.used_bytes = part.end
+        self.used_bytes += part.end - part.offset
+        self.sequence = plan.sequence
+        return Append(self._disk, last.name, part.offset, b"".join(part.chunks))
 
     def _plan_chosen(self, plan: Plan, chosen_upto: int) -> None:
         upto = min(chosen_upto, self.index.contiguous_upto)
-        if upto > self.chosen_upto and plan.fits(HEADER_BYTES):
-            plan.add(CHOSEN_UPTO, upto, ProposalID(0, ""), b"")
+        if upto > self.chosen_upto and plan.add(CHOSEN_UPTO, upto, NO_BALLOT, b"", here=True):
             self.chosen_upto = upto
 
     def _write(self, part: _Part) -> None:
@@ -354,7 +351,7 @@ class SegmentedLog:
             self._disk.write_at(self.last.name, part.offset, b"".join(part.chunks))
             self._disk.sync(self.last.name)
             self.last.used_bytes = part.end
-            self.used_bytes += part.used_bytes
+            self.used_bytes += part.end - part.offset
 
     def _advance(self, part: _Part) -> None:
         """Go on in the next segment; all before it is synced."""
@@ -373,11 +370,6 @@ class SegmentedLog:
         self._disk.write_at(segment.name, segment.used_bytes, record)
         self._disk.sync(segment.name)
         segment.ended = True
-
-    def _cover(self, plan: Plan) -> None:
-        first = self._segments[0].id
-        for slot, location in plan.placed:
-            self._segments[location // SEGMENT_SPAN - first].cover(slot, slot)
 
     def begin_at(self, slot: int) -> None:
         """Forget what is below ``slot``: a snapshot stands for it."""

@@ -147,7 +147,7 @@ def log_records(records: Sequence[Record]) -> list[LogRecord]:
 
 
 def _values_bytes(records: Sequence[Record]) -> int:
-    return sum(memoryview(record.value).nbytes for record in log_records(records))
+    return sum([len(record.value) for record in records if isinstance(record, (SaveAccepted, SaveChosen))])
 
 
 class _Write(NamedTuple):
@@ -386,7 +386,7 @@ class QueuedStorage:
 
     def _group_ended(self, group: list[_Write]) -> None:
         self._running -= 1
-        self._queued_bytes -= sum(write.size_bytes for write in group)
+        self._queued_bytes -= sum([write.size_bytes for write in group])
 
     def _go_on(self) -> None:
         if self._waiting and not self._running:

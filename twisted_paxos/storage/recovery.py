@@ -20,6 +20,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 from msgspec import Struct
@@ -92,15 +93,17 @@ class Segment:
     ended: bool = False
     dirty_bytes: int = 0
 
-    @property
+    @cached_property
     def name(self) -> str:
         """Its file."""
         return segment_name(self.id)
 
-    def cover(self, lowest: int, highest: int) -> None:
-        """Widen the range of slots."""
-        self.lowest_slot = min(self.lowest_slot, lowest) if self.lowest_slot else lowest
-        self.highest_slot = max(self.highest_slot, highest)
+    def cover(self, slot: int) -> None:
+        """There is a value of ``slot`` in it."""
+        if slot > self.highest_slot:
+            self.highest_slot = slot
+        if slot < self.lowest_slot or not self.lowest_slot:
+            self.lowest_slot = slot
 
 
 @dataclass
@@ -254,7 +257,8 @@ def _read_records(
         if slot < lowest or not lowest:
             lowest = slot
     if highest:
-        segment.cover(lowest, highest)
+        segment.cover(lowest)
+        segment.cover(highest)
     segment.used_bytes = end
     state.chosen_at = max(state.chosen_at, chosen_at)
     state.sequence = segment.first_sequence + len(offsets)

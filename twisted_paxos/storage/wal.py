@@ -279,16 +279,19 @@ class FileBackend:
     def append(self, records: Sequence[Record], chosen_upto: int) -> Append | None:
         """See `IStorageBackend`: votes under the saved promise, in the current segment, no large ones."""
         values_bytes = 0
+        votes: list[SaveAccepted | SaveChosen] = []
         for record in records:
-            if not isinstance(record, (SaveAccepted, SaveChosen)):
+            if isinstance(record, SaveAccepted):
+                if record.ballot > self._promised:
+                    return None
+            elif not isinstance(record, SaveChosen):
                 return None
-            if type(record) is SaveAccepted and record.ballot > self._promised:
-                return None
+            votes.append(record)
             values_bytes += len(record.value)
         if values_bytes >= LARGE_WRITE_BYTES:
             return None
         plan = self._log.plan()
-        if not plan.take_here(log_records(records)) or not plan.placed:
+        if not plan.take_here(votes) or not plan.placed:
             return None
         append = self._log.append(plan, chosen_upto)
         self.log_bytes = self._log.used_bytes
