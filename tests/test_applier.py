@@ -59,7 +59,7 @@ class ApplierTests(SynchronousTestCase):
             self.storage,
             ReplicatedState(OpaqueLog()),
             lambda commands: [self.owners.pop((one.client, one.sequence), None) for one in commands],
-            lambda commands, time_ms, wanted_ms: self.applied.append([one.sequence for one in commands]),
+            lambda entry, applied: self.applied.append([one.sequence for one in applied.numbered]),
             self.fail_with,
             lambda: self.stored_upto,
         )

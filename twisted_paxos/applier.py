@@ -44,13 +44,13 @@ class Applier:
         state: what slots are applied to.
         owners_of: gives whoever waits for each of a slot's commands (or None), once; an empty
             list when nobody waits for any.
-        applied: told (commands, log time in ms, the log time that the state machine waits for).
+        applied: told of each slot, and what it did, once whoever waits has the results.
         failed: told when a stored slot cannot be read or decoded.
         stored_upto: gives the last slot whose chosen value storage certainly has.
 
     Attributes:
         target: the last slot known as chosen.
-        listeners: called with each slot, and what it did, once it is applied.
+        listeners: called with each slot, and what it did, before the next one is applied.
         paused: nothing is applied, because a snapshot is about to replace the state.
         applies: how long batches of slots took to apply, in seconds.
         commands: how many commands applied.
@@ -63,7 +63,7 @@ class Applier:
         storage: IAcceptorStorage,
         state: ReplicatedState,
         owners_of: Callable[[Sequence[Numbered]], Sequence[Any]],
-        applied: Callable[[Sequence[Numbered], int, int | None], None],
+        applied: Callable[[SlotEntry, Applied], None],
         failed: Callable[[str | Failure], None],
         stored_upto: Callable[[], int],
     ) -> None:
@@ -181,18 +181,23 @@ class Applier:
             self._failed(failure)
 
     def _apply_all(self, entries: Sequence[SlotEntry]) -> None:
+        """Apply; whoever waits for a result hears first, and all else that follows comes after."""
         results: dict[int, tuple[Any, list[Result]]] = {}
         started_s = self._clock.seconds()
-        for entry in entries:
-            self._apply(entry, results)
+        done = [(entry, self._apply(entry, results)) for entry in entries]
         if entries:
             self.applies.observe(self._clock.seconds() - started_s)
+        for owner, its in results.values():
+            try:
+                owner.applied(its)
+            except Exception:
+                log.failure("telling results failed")
         if self._awaited:
             self._wake()
-        for owner, its in results.values():
-            owner.applied(its)
+        for entry, applied in done:
+            self._applied(entry, applied)
 
-    def _apply(self, entry: SlotEntry, results: dict[int, tuple[Any, list[Result]]]) -> None:
+    def _apply(self, entry: SlotEntry, results: dict[int, tuple[Any, list[Result]]]) -> Applied:
         try:
             applied = self.state.apply_encoded(entry.slot, entry.value)
         except msgspec.DecodeError as error:
@@ -202,9 +207,9 @@ class Applier:
         owners = self._owners_of(applied.numbered)
         if owners:
             _share_out(owners, applied.results, results)
-        self._applied(applied.numbered, self.state.log_time_ms, self.state.machine.deadline_ms)
         for listener in self.listeners:
             listener(entry, applied)
+        return applied
 
 
 def _share_out(

@@ -219,7 +219,7 @@ class IResultSink(Interface):
     """Takes the results of the commands that one client connection submitted."""
 
     def applied(results: Sequence[Result]) -> None:
-        """Results of some of the commands, in the order in which they applied."""
+        """Results of some of the commands, in the order in which they applied; all that come at one time."""
 
 
 class INode(Interface):
@@ -259,12 +259,6 @@ class INode(Interface):
         """Chosen entries from ``from_slot`` on, as many as fit; empty when there are none yet.
 
         Begins with the lowest slot that is still stored, where that is higher.
-        """
-
-    def at_turn_end(call: Callable[[], None]) -> bool:
-        """Have ``call`` called once what is being applied now is applied; False when nothing is.
-
-        For results that are to leave together and at once: the reactor's next turn may be late.
         """
 
     def on_chosen(listener: Callable[[int], None]) -> Callable[[], None]:

@@ -147,7 +147,6 @@ class PersistentPaxosNode(Service):
         self.lost = False
         self._session: OwnSession | None = None
         self._applying = False
-        self._at_turn_end: list[Callable[[], None]] = []
         self._chosen_listeners: list[Callable[[int], None]] = []
 
     # -- start and stop
@@ -211,11 +210,10 @@ class PersistentPaxosNode(Service):
             self.storage,
             self.state,
             self.replica.requests.owners_of,
-            self.replica.applied,
+            self._applied,
             self._fail,
             lambda: self.performer.stored_upto,
         )
-        self.applier.listeners.append(self._applied)
         self.reads = NodeReads(self.replica.read, self.applier.when_applied, self.replica.reads.forget)
         self.performer = EffectPerformer(
             self.uid,
@@ -464,6 +462,12 @@ class PersistentPaxosNode(Service):
             return
         try:
             now_s = self._reactor.seconds()
+            replica = self.replica
+            if self.performer.has_records:
+                if not replica.proposer.leading:
+                    self.performer.write_now()  # The leader waits for the vote alone.
+            elif replica.requests and not replica.has_commands:
+                self._apply_now()  # A client may wait for it, and nobody for what follows.
             if self._tick_due or self.replica.election.is_round_due(now_s):
                 self._tick(now_s)
             if self.reads.asks:
@@ -490,12 +494,6 @@ class PersistentPaxosNode(Service):
         self._applying = True
         self.performer.apply_now(bool(self.replica.requests) or self.applier.is_awaited)
         self._applying = False
-        calls, self._at_turn_end = self._at_turn_end, []
-        for call in calls:
-            try:
-                call()
-            except Exception:
-                log.failure("node {uid}: telling results failed", uid=self.uid)
 
     def _timer_fired(self) -> None:
         """What it was armed for is often done by then: a proposal is chosen long before its retry."""
@@ -550,17 +548,16 @@ class PersistentPaxosNode(Service):
                 f"the disk of node {self.uid} is full, and no other node leads: make room there"
             )
         self.replica.submit(commands, sink)
-        self.turn.plan()
+        proposer = self.replica.proposer
+        if not proposer.leading or proposer.in_flight or self._applying:
+            self.turn.plan()
+            return
+        with self.turn:  # Nothing is under way whose end would bring more to go with it.
+            self.turn.plan()
 
     def _check_running(self) -> None:
         if self._stopping or not self.running:
             raise NodeStopped("the node is stopping; ask another one")
-
-    def at_turn_end(self, call: Callable[[], None]) -> bool:
-        """See `INode.at_turn_end`."""
-        if self._applying:
-            self._at_turn_end.append(call)
-        return self._applying
 
     def forget(self, sink: IResultSink) -> None:
         """See `INode.forget`."""
@@ -628,6 +625,7 @@ class PersistentPaxosNode(Service):
     # -- chosen slots
 
     def _applied(self, entry: SlotEntry, applied: Applied) -> None:
+        self.replica.applied(applied.numbered, self.state.log_time_ms, self.machine.deadline_ms)
         # What was known before this start was printed then.
         if self.config.print_chosen and entry.slot > self._recovered_upto:
             for index, command in enumerate(applied.commands):

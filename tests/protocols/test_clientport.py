@@ -190,14 +190,13 @@ class ConnectionTests(ClientPortCase):
 class SubmitTests(ClientPortCase):
     """Commands and their results."""
 
-    def test_results_of_a_turn_share_a_frame(self) -> None:
-        """Three Submits in one turn, one Results frame with all results in order."""
-        self.say(Submit(1, commands(0)), Submit(2, commands(1, 2)), Submit(3, commands(3)))
-        self.assertEqual([], self.frames())
-        (answer,) = self.answers()
-        self.assertIsInstance(answer, Results)
-        self.assertEqual([0, 1, 2, 3], [result.sequence for result in answer.results])
-        self.assertEqual([(2, 0), (2, 1)], [(r.slot, r.index) for r in answer.results[1:3]])
+    def test_results_that_come_together_share_a_frame(self) -> None:
+        """What is applied at one time leaves at once, in one frame, with all results in order."""
+        self.say(Submit(1, commands(0)), Submit(2, commands(1, 2, 3)))
+        answers = self.frames()
+        self.assertEqual([Results, Results], [type(answer) for answer in answers])
+        self.assertEqual([[0], [1, 2, 3]], [[one.sequence for one in answer.results] for answer in answers])
+        self.assertEqual([(2, 0), (2, 1), (2, 2)], [(r.slot, r.index) for r in answers[1].results])
 
     def test_many_results_are_split(self) -> None:
         """More results than a frame may hold leave in several."""

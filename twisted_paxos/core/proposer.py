@@ -388,13 +388,12 @@ class Proposer:
         """
         if self.phase is not Phase.LEADING:
             return False
-        new = self._taken.missing(commands)
+        new = self._taken.add(commands)
         size = sum([len(c.payload) for c in new]) + COMMAND_OVERHEAD_BYTES * len(new)
-        if len(self._queue) + len(new) > limits.QUEUE_MAX_COMMANDS:
+        many = len(self._queue) + len(new) > limits.QUEUE_MAX_COMMANDS
+        if many or self._queue_bytes + size > limits.QUEUE_MAX_BYTES:
+            self._taken.discard(new)
             return False
-        if self._queue_bytes + size > limits.QUEUE_MAX_BYTES:
-            return False
-        self._taken.add(new)
         self._queue.extend(new)
         self._queue_bytes += size
         self._forwarded = self._forwarded or forwarded
@@ -404,6 +403,11 @@ class Proposer:
         """Propose a change of members, before what waits; one at a time."""
         if self.phase is Phase.LEADING and not self._changes:
             self._changes.append(replace)
+
+    @property
+    def has_queue(self) -> bool:
+        """Whether commands wait to be proposed."""
+        return bool(self._queue)
 
     @property
     def in_flight(self) -> int:

@@ -129,6 +129,7 @@ class Replica:
         self._took_over_s = now_s
         self._told_works = False
         self._next_admit_s = now_s
+        self._told: tuple[str, int, ProposalID] | None = None
         self._routes: dict[type, Callable[[Sender, Any, float], Effects]] = {
             Prepare: self._on_prepare,
             Accept: self._on_accept,
@@ -247,8 +248,7 @@ class Replica:
             self._give_way_to(message.ballot)
             if message.ballot >= self.acceptor.promised:
                 self.election.heard_leader(message.ballot, now_s)
-            chosen = self.learner.on_chosen_upto(sender.uid, message.chosen_upto, message.ballot, now_s)
-            effects = joined(effects, self._learned(chosen, now_s))
+            self._told = sender.uid, message.chosen_upto, message.ballot
         return effects
 
     def _on_accepted(self, sender: Sender, message: Accepted, now_s: float) -> Effects:
@@ -474,11 +474,22 @@ class Replica:
         self.requests.submit(commands, owner)
 
     def flush(self, now_s: float) -> Effects:
-        """Go on as far as this turn allows: one value, or one Forward, for all the commands that came in."""
+        """Go on as far as this turn allows: one value, or one Forward, for all the commands that came in.
+
+        What an Accept tells as chosen is learnt here: its vote need not wait for it.
+        """
         effects = self.requests.pump(self.leader, self.settings.uid, self.proposer.enqueue, now_s)
+        if self._told is not None:
+            told, self._told = self._told, None
+            effects = joined(effects, self._learned(self.learner.on_chosen_upto(*told, now_s), now_s))
         if self.proposer.phase is Phase.IDLE:
             return effects
         return joined(effects, self.proposer.advance(now_s))
+
+    @property
+    def has_commands(self) -> bool:
+        """Whether there may be something to propose, or to pass on."""
+        return self.requests.has_unsent or self.proposer.has_queue
 
     def read(self, now_s: float) -> tuple[int, Effects]:
         """Begin a linearizable read; see `Reads.ask`."""

@@ -202,6 +202,11 @@ class Requests:
 
     # -- towards the leader
 
+    @property
+    def has_unsent(self) -> bool:
+        """Whether something has not gone to a leader yet."""
+        return bool(self._unsent)
+
     def pump(
         self, leader: ProposalID, uid: str, enqueue: Callable[[Sequence[Command]], bool], now_s: float
     ) -> Effects:
@@ -296,7 +301,10 @@ class Requests:
 
     def _waits(self, commands: Sequence[Command]) -> bool:
         """Whether any of ``commands`` is still to be applied here."""
-        return any(command.sequence in self._waiting.get(command.client, ()) for command in commands)
+        for command in commands:  # noqa: SIM110 - a generator costs more than the one look it usually takes
+            if command.sequence in self._waiting.get(command.client, ()):
+                return True
+        return False
 
 
 def _size_bytes(commands: Sequence[Command]) -> int:

@@ -71,15 +71,25 @@ class Names:
             missing += [item for item in items[start:end] if item.sequence not in known]
         return missing
 
-    def add(self, items: Sequence[Numbered]) -> None:
-        """Add the names of ``items``."""
+    def add(self, items: Sequence[T]) -> Sequence[T]:
+        """Add the names of ``items``; returns those that were not in here, in their order."""
+        new: list[T] = []
         for client, start, end in client_runs(items):
             known = self._by_client.get(client)
             if known is None:
                 known = self._by_client[client] = set()
             before = len(known)
-            known.update([item.sequence for item in items[start:end]])
+            if end - start == 1:
+                item = items[start]
+                if item.sequence not in known:
+                    known.add(item.sequence)
+                    new.append(item)
+            else:
+                fresh = [item for item in items[start:end] if item.sequence not in known]
+                known.update([item.sequence for item in fresh])
+                new += fresh
             self._count += len(known) - before
+        return new
 
     def discard(self, items: Sequence[Numbered]) -> None:
         """Take out the names of ``items``, those that are in here."""
@@ -87,7 +97,10 @@ class Names:
             known = self._by_client.get(client)
             if known is not None:
                 before = len(known)
-                known.difference_update([item.sequence for item in items[start:end]])
+                if end - start == 1:
+                    known.discard(items[start].sequence)
+                else:
+                    known.difference_update([item.sequence for item in items[start:end]])
                 self._count -= before - len(known)
                 if not known:
                     del self._by_client[client]

@@ -6,7 +6,7 @@ which is the `IResultSink` of what its client submits. What must always hold:
 * A client that does not read is not read from: the transport pauses this end as a producer,
   which stops its requests and its log streams. What was submitted before may still give
   results; those wait up to `BACKLOG_MAX_BYTES`, then the connection is dropped.
-* The results of one turn of the reactor leave in one frame (or as few as fit).
+* What is applied at one time is told in one frame (or as few as fit), and at once.
 * A connection that is gone leaves nothing behind in the node.
 """
 
@@ -87,7 +87,7 @@ class ClientPort(Factory):
 
     Args:
         node: who does the work.
-        reactor: for joining the results of a turn, and for the time limits.
+        reactor: for the time limits.
         cluster: fingerprint of the cluster, told to clients in `Hello`.
         connections_max: clients connected at once.
 
@@ -154,9 +154,6 @@ class ClientPortProtocol(FrameReceiver):
         self._greeted = False
         self._closing = False
         self._pending = Names()
-        self._results: list[Result] = []
-        self._flush_call: IDelayedCall | None = None
-        self._flush_planned = False
         self._limit_call: IDelayedCall | None = None
         self._reads: set[LogRead] = set()
         self._queries = QueryPort(port.node, port.reactor, self)
@@ -184,17 +181,15 @@ class ClientPortProtocol(FrameReceiver):
         """Take back from the node all that this client still waited for."""
         self._closing = True
         self.port.connections.discard(self)
-        self._cancel_calls()
-        self._results.clear()
+        self._end_limit()
         self._forget()
 
     def close(self) -> None:
         """Close after what was written is sent; no further request is taken."""
         if self._closing:
             return
-        self._flush_results()
         self._closing = True
-        self._cancel_calls()
+        self._end_limit()
         self._forget()
         self.transport.unregisterProducer()
         self._limit_call = self.port.reactor.callLater(CLOSE_TIMEOUT_S, self.abort)
@@ -210,11 +205,10 @@ class ClientPortProtocol(FrameReceiver):
         if self._watches is not None:
             self._watches.close()
 
-    def _cancel_calls(self) -> None:
-        for call in (self._flush_call, self._limit_call):
-            if call is not None and call.active():
-                call.cancel()
-        self._flush_call = self._limit_call = None
+    def _end_limit(self) -> None:
+        if self._limit_call is not None and self._limit_call.active():
+            self._limit_call.cancel()
+        self._limit_call = None
 
     def _hello_timeout(self) -> None:
         self._limit_call = None
@@ -314,21 +308,19 @@ class ClientPortProtocol(FrameReceiver):
             self._bad_request("version", f"client version {hello.version}, this node speaks {CLIENT_VERSION}")
             return
         self._greeted = True
-        if self._limit_call is not None:
-            self._limit_call.cancel()
-            self._limit_call = None
+        self._end_limit()
 
     def _submit(self, request: Submit) -> None:
         commands = request.commands
         if "" in [command.client for command in commands]:
             self.reply(Failure(request.request_id, "bad_request", "a command has no client id"))
             return
-        new = self._pending.missing(commands)
-        if len(self._pending) + len(new) > COMMANDS_IN_PROGRESS_MAX:
+        new = self._pending.add(commands)
+        if len(self._pending) > COMMANDS_IN_PROGRESS_MAX:
+            self._pending.discard(new)
             message = f"{COMMANDS_IN_PROGRESS_MAX} commands of this connection are in progress already"
             self.reply(Failure(request.request_id, "overloaded", message))
             return
-        self._pending.add(new)
         try:
             self.port.node.submit(commands, self)
         except Exception as error:
@@ -364,27 +356,12 @@ class ClientPortProtocol(FrameReceiver):
     # -- results (IResultSink) ---------------------------------------------------------------
 
     def applied(self, results: Sequence[Result]) -> None:
-        """Some of this client's commands were applied; they leave with the turn's others."""
-        if self._closing:
-            return
-        self._results.extend(results)
-        if not self._flush_planned:
-            self._flush_planned = True
-            if not self.port.node.at_turn_end(self._flush_results):
-                self._flush_call = self.port.reactor.callLater(0, self._flush_results)
-
-    def _flush_results(self) -> None:
-        if self._flush_call is not None and self._flush_call.active():
-            self._flush_call.cancel()
-        self._flush_call = None
-        self._flush_planned = False
-        results, self._results = self._results, []
-        if not results:
-            return
-        self._pending.discard(results)
+        """Some of this client's commands were applied, all at one time: they leave now, together."""
         for part in _parts(results):
-            if not self._closing:
-                self.reply(Results(part), at_once=True)
+            if self._closing:
+                return
+            self.reply(Results(part), at_once=True)
+        self._pending.discard(results)
 
 
 def _parts(results: Sequence[Result]) -> Iterator[tuple[Result, ...]]:

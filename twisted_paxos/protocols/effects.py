@@ -152,6 +152,11 @@ class EffectPerformer:
         self._to_self.clear()
 
     @property
+    def has_records(self) -> bool:
+        """Whether something waits to be written."""
+        return bool(self._records)
+
+    @property
     def overfull(self) -> bool:
         """Whether so much waits to be written that nothing that needs a write may be taken."""
         return self._unwritten_bytes > UNWRITTEN_MAX_BYTES
@@ -334,7 +339,7 @@ class EffectPerformer:
         elif send.to[:1] == OTHERS:
             self._messenger.send(send.to, send.message)
         else:
-            others = tuple(uid for uid in send.to if uid != self._uid)
+            others = tuple([uid for uid in send.to if uid != self._uid])
             if others:
                 self._messenger.send(others, send.message)
             if len(others) != len(send.to):
@@ -379,5 +384,5 @@ class EffectPerformer:
 
 
 def _size_bytes(records: Sequence[Record]) -> int:
-    values = sum(len(r.value) for r in records if isinstance(r, (SaveAccepted, SaveChosen)))
+    values = sum([len(r.value) for r in records if isinstance(r, (SaveAccepted, SaveChosen))])
     return values + RECORD_OVERHEAD_BYTES * len(records)

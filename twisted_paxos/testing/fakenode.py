@@ -105,10 +105,6 @@ class FakeNode:
         else:
             self._apply(commands, sink)
 
-    def at_turn_end(self, call: Callable[[], None]) -> bool:
-        """See `INode.at_turn_end`: a fake has no turns."""
-        return False
-
     def release(self) -> None:
         """Choose and apply what was held, and hold no more."""
         self.hold = False
