@@ -113,8 +113,9 @@ class Applier:
 
     def chosen(self, entries: Sequence[SlotEntry]) -> None:
         """Slots were chosen, in order, without a gap."""
-        self.target = max(self.target, entries[-1].slot)
-        if entries[0].slot == self.applied_upto + 1 and not (self._reading or self.paused):
+        if entries[-1].slot > self.target:
+            self.target = entries[-1].slot
+        if entries[0].slot == self.state.applied_upto + 1 and not (self._reading or self.paused):
             self._apply_all(entries)
             return
         self._backlog.extend(entries)
@@ -195,6 +196,8 @@ class Applier:
         if self._awaited:
             self._wake()
         for entry, applied in done:
+            self.commands += applied.count
+            self.failed_commands += applied.failed
             self._applied(entry, applied)
 
     def _apply(self, entry: SlotEntry, results: dict[int, tuple[Any, list[Result]]]) -> Applied:
@@ -202,8 +205,6 @@ class Applier:
             applied = self.state.apply_encoded(entry.slot, entry.value)
         except msgspec.DecodeError as error:
             raise StorageDamaged(f"the value chosen in slot {entry.slot} is no value: {error}") from None
-        self.commands += applied.count
-        self.failed_commands += applied.failed
         owners = self._owners_of(applied.numbered)
         if owners:
             _share_out(owners, applied.results, results)

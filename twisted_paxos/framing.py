@@ -92,7 +92,11 @@ class FrameReceiver(Int32StringReceiver):
         self._pieces.clear()
         taken_bytes = 0
         try:
-            while not self.paused and (string := self._next(data, taken_bytes)) is not None:
+            while (
+                taken_bytes < len(data)
+                and not self.paused
+                and (string := self._next(data, taken_bytes)) is not None
+            ):
                 taken_bytes += _LENGTH_BYTES + len(string)
                 self._have_bytes -= _LENGTH_BYTES + len(string)
                 self.stringReceived(string)

@@ -84,6 +84,8 @@ EARLY_S = 0.0005
 SOON_S = 0.002
 """A timer that fires within this time need not be looked at: then it is seen what is due."""
 
+_ROUTINE = (Accepted, Heartbeat, HeartbeatReply)  # see `_is_routine`
+
 SHOWN_VALUE_CHARS = 120
 """Longer values are shortened in the log lines of chosen slots."""
 
@@ -426,7 +428,8 @@ class PersistentPaxosNode(Service):
             self.receiver.drop("disk_behind", sender.uid)
             return Effects()
         effects = self._decide(self.replica.receive, sender, message, now_s)
-        if self.replica.election.is_round_due(now_s) or not self._is_routine(message, effects):
+        routine = type(message) in _ROUTINE and self._is_routine(message, effects)
+        if not routine or self.replica.election.is_round_due(now_s):
             self.turn.plan()
         return effects
 
@@ -438,7 +441,7 @@ class PersistentPaxosNode(Service):
         if type(message) is Heartbeat:
             quiet = len(effects.sends) == 1 and not (effects.records or effects.replies or effects.chosen)
         else:
-            quiet = type(message) in (Accepted, HeartbeatReply) and not effects
+            quiet = not effects
         return quiet and self.replica.learner.deadline_s is None and not self.replica.requests
 
     def _receive_own(self, message: Any) -> Effects:

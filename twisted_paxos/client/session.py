@@ -301,7 +301,7 @@ class Session:
             sequences, self._to_resend = self._to_resend, []
             for batch in self._pending.batches_to_resend(sequences):
                 self._send(batch)
-        while batch := self._pending.next_batch():
+        while self._pending.waiting and (batch := self._pending.next_batch()):
             self._send(batch)
 
     def _open_session(self) -> None:

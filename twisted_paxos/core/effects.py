@@ -154,11 +154,13 @@ def joined(first: Effects, second: Effects) -> Effects:
 
 
 def merge_accepted(replies: list[Send]) -> list[Send]:
-    """Join the Accepteds of one ballot that one sync released into one message.
+    """Join the Accepteds of one ballot that one sync released into one message; may return ``replies``.
 
     The others keep their order; an Accepted moves ahead to the first of its ballot, which
     changes nothing: no order is assumed between messages (rule 8).
     """
+    if len(replies) < 2:
+        return replies
     merged: list[Send] = []
     places: dict[tuple[tuple[str, ...], Any], int] = {}
     for reply in replies:

@@ -111,7 +111,8 @@ class Election:
 
     def saw(self, ballot: ProposalID) -> None:
         """Note a ballot, whosever: a take-over goes above all of them."""
-        self.highest_seen = max(self.highest_seen, ballot)
+        if ballot > self.highest_seen:
+            self.highest_seen = ballot
 
     def heard(self, uid: str, status: Status, voter: bool, answers_round: int | None, now_s: float) -> None:
         """Note what ``uid`` says of itself; ``answers_round`` when it answers a probe."""

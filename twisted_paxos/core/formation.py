@@ -71,8 +71,10 @@ class _Reported:
             self.earlier_promised, self.earlier_upto = self.before(boot)
             self.boot, self.promised, self.upto = boot, NO_BALLOT, 0
         if boot == self.boot:
-            self.promised = max(self.promised, promised)
-            self.upto = max(self.upto, upto)
+            if promised > self.promised:
+                self.promised = promised
+            if upto > self.upto:
+                self.upto = upto
 
     def before(self, boot: int) -> tuple[ProposalID, int]:
         """What was reported before start number ``boot``."""

@@ -152,8 +152,10 @@ class Learner:
             self._learn(entry)
 
     def _want(self, source: str, upto: int, now_s: float) -> None:
-        self._sources[source] = max(upto, self._sources.get(source, 0))
-        self.wanted_upto = max(self.wanted_upto, upto)
+        if upto > self._sources.get(source, 0):
+            self._sources[source] = upto
+        if upto > self.wanted_upto:
+            self.wanted_upto = upto
         self._plan(now_s)
 
     def _advance(self, now_s: float) -> Effects:
@@ -179,7 +181,8 @@ class Learner:
     @property
     def missing_upto(self) -> int:
         """The highest slot that is certainly chosen and that this node has not reached."""
-        return max(self.wanted_upto, self.log.highest_chosen)
+        highest = self.log.highest_chosen
+        return self.wanted_upto if self.wanted_upto > highest else highest
 
     def _plan(self, now_s: float) -> None:
         if self.missing_upto <= self.log.chosen_upto:

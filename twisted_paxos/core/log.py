@@ -69,7 +69,7 @@ class Log:
     @property
     def highest_chosen(self) -> int:
         """The highest slot known as chosen, gaps below it or not."""
-        return max(self._chosen_at, default=self.chosen_upto)
+        return max(self._chosen_at) if self._chosen_at else self.chosen_upto
 
     @property
     def highest(self) -> int:

@@ -501,6 +501,7 @@ class Replica:
         """A slot was applied here; the state machine waits for log time ``wanted_time_ms``, if any."""
         self.proposer.wanted_time_ms = wanted_time_ms
         self.proposer.applied(commands)
+        self.requests.forget_taken()
         self.proposer.clock.logged(log_time_ms)
 
     # -- time

@@ -188,9 +188,12 @@ class Requests:
                 owners.append(self.applied((client, commands[start].sequence)))
             else:
                 owners += self._pop(client, [command.sequence for command in commands[start:end]])
+        return owners
+
+    def forget_taken(self) -> None:
+        """Let go of what a leader took and is applied here."""
         while self._taken and not self._waits(self._taken[0][1]):
             self._taken.popleft()
-        return owners
 
     def forget(self, owner: Any) -> None:
         """Stop trying for what ``owner`` submitted."""

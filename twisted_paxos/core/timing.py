@@ -51,11 +51,15 @@ class RetryTimer:
             size_bytes: of what was sent; matters when it is large.
         """
         base_s = self._smoothed_s + 4 * self._variation_s if self._smoothed_s else RETRY_FIRST_S
-        backed_off_s = max(base_s, RETRY_MIN_S) * (1 << min(tries - 1, 10))
-        large_s = 0.0
+        if base_s < RETRY_MIN_S:
+            base_s = RETRY_MIN_S
+        if tries > 1:
+            base_s *= 1 << min(tries - 1, 10)
+        if base_s > RETRY_MAX_S:
+            base_s = RETRY_MAX_S
         if is_large(size_bytes):
-            large_s = min(tries, LARGE_TRIES_MAX) * size_bytes / LARGE_BYTES_PER_S
-        return (min(backed_off_s, RETRY_MAX_S) + large_s) * (1 + self._random() / 4)
+            base_s += min(tries, LARGE_TRIES_MAX) * size_bytes / LARGE_BYTES_PER_S
+        return base_s * (1 + self._random() / 4)
 
 
 def is_large(size_bytes: int) -> bool:

@@ -127,11 +127,13 @@ class EffectPerformer:
 
     def perform(self, effects: Effects) -> None:
         """Do it, and what follows from messages to this node itself; the turn's end writes and applies."""
-        self._queue.append(effects)
         if self._busy:
+            self._queue.append(effects)
             return
         self._busy = True
         try:
+            if not self._stopped:
+                self._perform(effects)
             while not self._stopped and (self._queue or self._to_self):
                 if self._queue:
                     self._perform(self._queue.popleft())
@@ -214,10 +216,11 @@ class EffectPerformer:
         self._write_planned = False
         records, self._records = self._records, []
         held, self._replies = self._replies, []
+        count = len(held)
         replies = merge_accepted(held)
         vote = self._prepare_vote(replies)
         # What was joined, or leaves from the disk's thread, is not released later: count it no more.
-        self._unwritten_bytes -= RECORD_OVERHEAD_BYTES * (len(held) - len(replies))
+        self._unwritten_bytes -= RECORD_OVERHEAD_BYTES * (count - len(replies))
         self._covered_upto = self._chosen_upto
         self.waiting_since_s = self._clock.seconds()
         self._writing = replies

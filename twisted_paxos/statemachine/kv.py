@@ -178,7 +178,8 @@ class KeyValueStore:
 
     def advance(self, context: Context) -> None:
         """Expire leases, compact, and clean memory: a bounded amount of each."""
-        self._time_ms = max(self._time_ms, context.time_ms)
+        if context.time_ms > self._time_ms:
+            self._time_ms = context.time_ms
         self._expire_leases()
         mvcc = self._mvcc
         target = self._retention.target(mvcc, self._time_ms)

@@ -85,11 +85,9 @@ class Applied:
 
     Attributes:
         numbered: as given.
-        count: how many commands were applied now, without repetitions and openings of sessions.
-        failed: how many will never be applied.
     """
 
-    __slots__ = ("_as_logged", "_parts", "_places", "count", "failed", "numbered")
+    __slots__ = ("_as_logged", "_parts", "_places", "numbered")
 
     def __init__(
         self,
@@ -102,8 +100,16 @@ class Applied:
         self._as_logged = as_logged
         self._parts = parts
         self._places = places
-        self.count = sum([len(place) for place in places])
-        self.failed = sum([1 for part in parts if type(part) is Result and part.error])
+
+    @property
+    def count(self) -> int:
+        """How many commands were applied now, without repetitions and openings of sessions."""
+        return sum([len(place) for place in self._places])
+
+    @property
+    def failed(self) -> int:
+        """How many will never be applied."""
+        return sum([1 for part in self._parts if type(part) is Result and part.error])
 
     @property
     def commands(self) -> list[Command]:

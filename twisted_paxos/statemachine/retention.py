@@ -28,7 +28,9 @@ class Retention:
     def target(self, mvcc: Mvcc, time_ms: int) -> int:
         """The revision to compact at, at this log time; up to ``compact_revision``: nothing to do."""
         marks = self.marks
-        target = max(mvcc.revision - self._keep_revisions + 1, NEVER_COMPACTED)
+        target = mvcc.revision - self._keep_revisions + 1
+        if target < NEVER_COMPACTED:
+            target = NEVER_COMPACTED
         if not marks or time_ms >= marks[-1][0] + self._keep_ms // _MARKS:
             marks.append((time_ms, mvcc.revision))
         # The latest mark that is old enough: what was the present then can still be read.

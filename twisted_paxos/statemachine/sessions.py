@@ -70,14 +70,17 @@ class Sessions:
 
     def advance(self, time_ms: int) -> None:
         """Move log time on, never back, and forget the sessions that it leaves behind."""
-        self.log_time_ms = max(self.log_time_ms, time_ms)
-        sessions = self._sessions
-        while sessions:
-            client, session = next(iter(sessions.items()))
-            if session.used_ms + self._idle_ms > self.log_time_ms:
+        if time_ms > self.log_time_ms:
+            self.log_time_ms = time_ms
+        used_after_ms = self.log_time_ms - self._idle_ms
+        left: list[tuple[str, _Session]] = []
+        for client, session in self._sessions.items():
+            if session.used_ms > used_after_ms:
                 break
+            left.append((client, session))
+        for client, session in left:
             self._freeze(client, session)
-            del sessions[client]
+            del self._sessions[client]
 
     def admit(self, command: Numbered, slot: int, index: int) -> Result | None:
         """What becomes of ``command``.
