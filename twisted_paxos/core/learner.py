@@ -74,6 +74,7 @@ class Learner:
         if max(message.slots, default=0) <= self.log.chosen_upto:
             # A majority was there before: with five voters, two Accepteds of each slot come too late.
             return NOTHING
+        chosen = False
         for slot in message.slots:
             if slot <= self.log.chosen_upto:
                 continue
@@ -87,7 +88,8 @@ class Learner:
             if len(voters) >= self.membership.majority:
                 self.log.mark_chosen(slot, message.ballot)
                 self.last_majority = slot, voters
-        return self._advance(now_s)
+                chosen = True
+        return self._advance(now_s) if chosen else NOTHING
 
     def _ballot_votes(self, slot: int, ballot: ProposalID) -> set[str]:
         ballots = self._votes.setdefault(slot, {})

@@ -73,7 +73,8 @@ class Membership:
 
     def votes_on(self, slot: int, sender: Sender) -> bool:
         """Whether ``sender``'s vote on ``slot`` counts."""
-        return self.at(slot).get(sender.uid) == sender.incarnation
+        members = self.latest if slot >= self.latest_from else self.at(slot)
+        return members.get(sender.uid) == sender.incarnation
 
     def is_member(self, sender: Sender) -> bool:
         """Whether ``sender`` votes in any set that is still known."""

@@ -99,6 +99,7 @@ class EffectPerformer:
         self._chosen_upto = stored_upto
         self._covered_upto = stored_upto
         self._uid = uid
+        self._me = (uid,)
         self._clock = clock
         self._storage = storage
         self._messenger = messenger
@@ -115,7 +116,8 @@ class EffectPerformer:
         self._busy = False
         self._records: list[Record] = []
         self._replies: list[Send] = []
-        self._unwritten_bytes = 0
+        self._records_bytes = 0
+        self._unwritten_bytes = 0  # without those of `_records`
         self._writing: list[Send] | None = None
         self._write_planned = False
         self._to_apply: list[SlotEntry] = []
@@ -161,7 +163,7 @@ class EffectPerformer:
     @property
     def overfull(self) -> bool:
         """Whether so much waits to be written that nothing that needs a write may be taken."""
-        return self._unwritten_bytes > UNWRITTEN_MAX_BYTES
+        return self._unwritten_bytes + self._records_bytes > UNWRITTEN_MAX_BYTES
 
     def _perform(self, effects: Effects) -> None:
         if effects.lost:
@@ -169,7 +171,7 @@ class EffectPerformer:
             return
         if effects.records:
             self._records += effects.records
-            self._unwritten_bytes += _size_bytes(effects.records)
+            self._records_bytes += _size_bytes(effects.records)
             self._plan_write()
         if effects.replies:
             self._hold(effects.replies)
@@ -215,6 +217,8 @@ class EffectPerformer:
             return
         self._write_planned = False
         records, self._records = self._records, []
+        size_bytes, self._records_bytes = self._records_bytes, 0
+        self._unwritten_bytes += size_bytes
         held, self._replies = self._replies, []
         count = len(held)
         replies = merge_accepted(held)
@@ -224,7 +228,7 @@ class EffectPerformer:
         self._covered_upto = self._chosen_upto
         self.waiting_since_s = self._clock.seconds()
         self._writing = replies
-        self._write_records(records, vote)
+        self._write_records(records, size_bytes, vote)
 
     def _prepare_vote(self, replies: list[Send]) -> Departure | None:
         """Take the vote for another node out of ``replies``: the disk's thread itself sends it, once synced.
@@ -253,7 +257,7 @@ class EffectPerformer:
             entries, self._to_apply = self._to_apply, []
             self._apply(entries)
 
-    def _write_records(self, records: list[Record], vote: Departure | None) -> None:
+    def _write_records(self, records: list[Record], size_bytes: int, vote: Departure | None) -> None:
         if self._stopped:
             return
         try:
@@ -261,23 +265,24 @@ class EffectPerformer:
         except Exception:
             self._broken(Failure())
             return
-        written.addCallbacks(self._written, self._not_written, (records,), {}, (records, vote), {})
-        written.addErrback(self._broken)
+        written.addCallbacks(
+            self._written, self._not_written, (size_bytes,), {}, (records, size_bytes, vote), {}
+        )
 
-    def _written(self, _: object, records: list[Record]) -> None:
+    def _written(self, _: object, size_bytes: int) -> None:
         with self._turn:
             try:
-                self._release(records)
+                self._release(size_bytes)
             except Exception:
                 self._broken(Failure())  # Before the turn ends: that would go on as if all was well.
 
-    def _release(self, records: list[Record]) -> None:
+    def _release(self, size_bytes: int) -> None:
         released, self._writing = self._writing, None
         assert released is not None
         vote, self._voted_next, self._departing = self._voted_next, None, None
         if vote is not None:
             self._note_vote(vote)
-        self._unwritten_bytes -= _size_bytes(records) + RECORD_OVERHEAD_BYTES * len(released)
+        self._unwritten_bytes -= size_bytes + RECORD_OVERHEAD_BYTES * len(released)
         self._note_stored(self._covered_upto if self._records else self._chosen_upto)
         self.full = False
         self._observe_sync()
@@ -316,16 +321,20 @@ class EffectPerformer:
         if not self._stopped and self._writing is None and not self._records:
             self._plan_write()
 
-    def _not_written(self, failure: Failure, records: list[Record], vote: Departure | None) -> None:
+    def _not_written(
+        self, failure: Failure, records: list[Record], size_bytes: int, vote: Departure | None
+    ) -> None:
         """No room: nothing of it is stored, and nothing that reports it leaves; try again."""
-        failure.trap(StorageFull)
+        if not failure.check(StorageFull):
+            self._broken(failure)
+            return
         if not self.full:
             log.error(
                 "the disk is full: {error}; nothing is accepted until there is room",
                 error=failure.getErrorMessage(),
             )
         self.full = True
-        self._clock.callLater(FULL_RETRY_S, self._write_records, records, vote)
+        self._clock.callLater(FULL_RETRY_S, self._write_records, records, size_bytes, vote)
 
     def _broken(self, failure: Failure) -> None:
         if not self._stopped:
@@ -339,6 +348,8 @@ class EffectPerformer:
         if send.to == EVERYONE:
             self._messenger.send(OTHERS, send.message)
             self._to_self.append(send.message)
+        elif send.to == self._me:
+            self._to_self.append(send.message)
         elif send.to[:1] == OTHERS:
             self._messenger.send(send.to, send.message)
         else:
@@ -349,8 +360,11 @@ class EffectPerformer:
                 self._to_self.append(send.message)
 
     def _note_vote(self, vote: Accepted) -> None:
-        self.voted = max(self.voted, vote.ballot)
-        self.voted_upto = max(self.voted_upto, *vote.slots)
+        if vote.ballot > self.voted:
+            self.voted = vote.ballot
+        for slot in vote.slots:
+            if slot > self.voted_upto:
+                self.voted_upto = slot
 
     # -- answers from storage
 

@@ -301,26 +301,38 @@ class QueuedStorage:
             return
         group, self._waiting = self._waiting, []
         self._running += 1
-        writing = None if self._jobs or self._broken or len(group) > 1 else self._append(group[0])
-        if writing is None:
+        if len(group) > 1 or self._jobs or self._broken or not self._append(group[0]):
             writing = self._execute(partial(self._commit, group, self._chosen_upto))
-        writing.addCallbacks(self._written, self._failed, callbackArgs=(group,), errbackArgs=(group,))
+            writing.addCallbacks(self._written, self._failed, callbackArgs=(group,), errbackArgs=(group,))
 
-    def _append(self, write: _Write) -> Deferred[list[StorageFull | None]] | None:
-        """Write what needs no thought of the backend's thread; None when it does."""
+    def _append(self, write: _Write) -> bool:
+        """Write what needs no thought of the backend's thread; False when it does."""
         if isinstance(write.records, StorageFull):
-            return None
+            return False
         try:
             append = self._backend.append(write.records, self._chosen_upto)
             if append is None:
-                return None
+                return False
             writing = self._executor.append(*append, write.then, self._append_failed)
         except Exception as error:
             # It counts as done, and the disk was never given it: `commit` refuses this and all that follows.
             self._append_failed(error)
-            return None
+            return False
         self._jobs += 1
-        return writing.addBoth(self._executed).addCallback(lambda _: [None])
+        writing.addCallbacks(self._appended, self._not_appended, callbackArgs=(write,), errbackArgs=(write,))
+        return True
+
+    def _appended(self, _: None, write: _Write) -> None:
+        """`_executed` and `_written`, for most writes: by itself, and stored."""
+        self._jobs -= 1
+        self._running -= 1
+        self._queued_bytes -= write.size_bytes
+        write.done.callback(None)
+        self._go_on()
+
+    def _not_appended(self, failure: Failure, write: _Write) -> None:
+        self._jobs -= 1
+        self._failed(failure, [write])
 
     def _append_failed(self, error: Exception) -> StorageFailed:
         """What `_guarded` does; on the executor's thread, too, when it failed there."""
