@@ -93,6 +93,33 @@ class ApplierTests(SynchronousTestCase):
         self.clock.advance(0)
         self.assertEqual(self.applied, [[0], [2], [3], [4]])
 
+    def test_resultsComeFirst(self) -> None:
+        """Whoever waits hears before anything else follows, though another one fails to hear."""
+        order: list[str] = []
+
+        class Telling(Owner):
+            def applied(self, results: list[Result]) -> None:
+                order.append(f"result {results[0].sequence}")
+                if results[0].sequence == 2:
+                    raise ValueError("gone")
+
+        self.owners = {("c", 2): Telling(), ("c", 3): Telling()}
+        self.patch(self.applier, "_applied", lambda entry, applied: order.append(f"slot {entry.slot}"))
+        self.applier.resume(0)
+        self.applier.chosen([OPENING, slot(2), slot(3)])
+        self.assertEqual(order, ["result 2", "result 3", "slot 1", "slot 2", "slot 3"])
+        self.assertFalse(self.applier.is_applying)
+        self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
+
+    def test_muchIsToldInParts(self) -> None:
+        """What many slots did is not all kept until the last one is applied."""
+        self.patch(applier_module, "PART_BYTES", 2 * len(slot(2).value))
+        told: list[int] = []
+        self.patch(self.applier, "_applied", lambda entry, applied: told.append(self.applier.applied_upto))
+        self.applier.resume(0)
+        self.applier.chosen([OPENING, *(slot(number) for number in range(2, 7))])
+        self.assertEqual(told, [2, 2, 4, 4, 6, 6])
+
     def test_nothingThatIsNotStoredIsRead(self) -> None:
         """Slots whose chosen value storage does not have yet are not read: an old one may stand there."""
         self.store(OPENING, slot(2, command(99)))

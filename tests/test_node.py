@@ -267,6 +267,49 @@ class RoutineTests(ClusterCase):
         status = source.replica.status(self.cluster.clock.now_s)
         return Heartbeat(7, msgspec.structs.replace(status, **changes))
 
+    def test_idleLeaderProposesAtOnce(self) -> None:
+        """With nothing under way a command waits for no other one, nor for the reactor; else it does."""
+        proposer = self.leader.replica.proposer
+        self.cluster.result(self.leader.propose("opens a session"), 5)
+        self.assertEqual(proposer.in_flight, 0)
+        self.leader.propose("first")
+        self.assertEqual(proposer.in_flight, 1)
+        for text in ("second", "third"):
+            self.leader.propose(text)
+        self.assertEqual(proposer.in_flight, 1)
+        self.cluster.run(0)
+        self.assertEqual(proposer.in_flight, 2, "both in one slot")
+
+    def test_heldLeaderTakesNoTurns(self) -> None:
+        """While commands are held, each of them is no turn of its own."""
+        self.watch(self.leader)
+        self.leader._hold(True)
+        self.cluster.run(0)
+        before = self.turns
+        for _ in range(9):
+            self.leader.propose("held")
+        self.assertEqual(self.turns, before)
+        self.leader._hold(False)
+        self.cluster.run(1)
+        self.assertFalse(self.leader.replica.requests)
+
+    def test_whatACallbackProposesIsOfNow(self) -> None:
+        """After the results are told, however long that took, the time is looked at anew."""
+        flush, clock, late = self.leader.replica.flush, self.cluster.clock, []
+
+        def flush_in_time(now_s: float, *of: Any) -> Effects:
+            late.append(self.leader._reactor.seconds() - now_s)
+            return flush(now_s, *of)
+
+        def slowly(_: object) -> None:
+            self.patch(self.leader._reactor, "seconds", lambda: clock.now_s + 0.05)
+            self.leader.propose("next")
+
+        self.patch(self.leader.replica, "flush", flush_in_time)
+        first = self.leader.propose("first").addCallback(slowly)
+        self.cluster.result(first, 5)
+        self.assertLess(max(late), 0.001)
+
     def test_idleCluster(self) -> None:
         """In an idle cluster only what is due ends a turn: no heartbeat of another node does."""
         nodes = (self.leader, self.follower)

@@ -7,7 +7,7 @@ process, or while it could not keep up, is read back from storage.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -31,6 +31,9 @@ BACKLOG_MAX_BYTES = 16 << 20
 READ_BYTES = 1 << 18
 """How much is read from storage, and applied in one go, at once."""
 
+PART_BYTES = 1 << 16
+"""Slots of so many bytes are applied before it is told what they did."""
+
 RETRY_S = 0.05
 """When to look again for a chosen slot that storage does not have yet."""
 
@@ -52,6 +55,7 @@ class Applier:
         target: the last slot known as chosen.
         listeners: called with each slot, and what it did, before the next one is applied.
         paused: nothing is applied, because a snapshot is about to replace the state.
+        is_applying: slots are being applied, or what they did is being told.
         applies: how long batches of slots took to apply, in seconds.
         commands: how many commands applied.
         failed_commands: how many were chosen and could not be applied.
@@ -70,6 +74,7 @@ class Applier:
         self.state = state
         self.target = 0
         self.paused = True
+        self.is_applying = False
         self.applies = Histogram()
         self.commands = 0
         self.failed_commands = 0
@@ -182,12 +187,19 @@ class Applier:
             self._failed(failure)
 
     def _apply_all(self, entries: Sequence[SlotEntry]) -> None:
+        self.is_applying = True
+        try:
+            for part in _parts(entries):
+                self._apply_part(part)
+        finally:
+            self.is_applying = False
+
+    def _apply_part(self, entries: Sequence[SlotEntry]) -> None:
         """Apply; whoever waits for a result hears first, and all else that follows comes after."""
         results: dict[int, tuple[Any, list[Result]]] = {}
         started_s = self._clock.seconds()
         done = [(entry, self._apply(entry, results)) for entry in entries]
-        if entries:
-            self.applies.observe(self._clock.seconds() - started_s)
+        self.applies.observe(self._clock.seconds() - started_s)
         for owner, its in results.values():
             try:
                 owner.applied(its)
@@ -211,6 +223,18 @@ class Applier:
         for listener in self.listeners:
             listener(entry, applied)
         return applied
+
+
+def _parts(entries: Sequence[SlotEntry]) -> Iterator[Sequence[SlotEntry]]:
+    """``entries`` in parts that are not large: what they did is kept until all of a part is told."""
+    start = size_bytes = 0
+    for place, entry in enumerate(entries):
+        size_bytes += len(entry.value)
+        if size_bytes >= PART_BYTES:
+            yield entries[start : place + 1]
+            start, size_bytes = place + 1, 0
+    if start < len(entries):
+        yield entries[start:]
 
 
 def _share_out(

@@ -148,7 +148,6 @@ class PersistentPaxosNode(Service):
         self._started_s = 0.0
         self.lost = False
         self._session: OwnSession | None = None
-        self._applying = False
         self._chosen_listeners: list[Callable[[int], None]] = []
 
     # -- start and stop
@@ -466,19 +465,26 @@ class PersistentPaxosNode(Service):
         try:
             now_s = self._reactor.seconds()
             replica = self.replica
+            ticks = self._tick_due or replica.election.is_round_due(now_s)
             if self.performer.has_records:
                 if not replica.proposer.leading:
                     self.performer.write_now()  # The leader waits for the vote alone.
-            elif replica.requests and not replica.has_commands:
+            elif replica.requests and not (ticks or replica.has_commands):
                 self._apply_now()  # A client may wait for it, and nobody for what follows.
-            if self._tick_due or self.replica.election.is_round_due(now_s):
+                now_s = self._reactor.seconds()
+            if ticks:
                 self._tick(now_s)
             if self.reads.asks:
                 self._perform(self._decide(self.reads.ask, now_s))
-            self._perform(self._decide(self.replica.flush, now_s))
+            self._perform(self._decide(self.replica.flush, now_s, self._hurries))
             self.performer.write_now()
         except Exception:
             self._fail(Failure())
+
+    def _hurries(self) -> bool:
+        """Whether anybody here waits for what is chosen."""
+        watches = self.watches
+        return bool(self.applier.is_awaited or self._chosen_listeners or (watches and watches.watchers))
 
     def _after_turn(self) -> None:
         """The end of a turn, second part. A node that could not arm its timer would wait for ever."""
@@ -494,9 +500,7 @@ class PersistentPaxosNode(Service):
             self._fail(Failure())
 
     def _apply_now(self) -> None:
-        self._applying = True
         self.performer.apply_now(bool(self.replica.requests) or self.applier.is_awaited)
-        self._applying = False
 
     def _timer_fired(self) -> None:
         """What it was armed for is often done by then: a proposal is chosen long before its retry."""
@@ -552,7 +556,7 @@ class PersistentPaxosNode(Service):
             )
         self.replica.submit(commands, sink)
         proposer = self.replica.proposer
-        if not proposer.leading or proposer.in_flight or self._applying:
+        if not proposer.leading or proposer.in_flight or proposer.held or self.applier.is_applying:
             self.turn.plan()
             return
         with self.turn:  # Nothing is under way whose end would bring more to go with it.

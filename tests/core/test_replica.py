@@ -10,6 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.core.runs import command
 from tests.core.transcript import lines, sender, value
 from twisted_paxos.core import limits
+from twisted_paxos.core import replica as replica_module
 from twisted_paxos.core.ballot import ProposalID
 from twisted_paxos.core.effects import OTHERS, Effects
 from twisted_paxos.core.messages import (
@@ -143,6 +144,57 @@ class CommitTests(ReplicaCase):
         self.assertFalse(self.give(self.third, self.follower, Commit(own, slot)))
         effects = self.give(self.leader, self.follower, Commit(own, slot))
         self.assertEqual([entry.slot for entry in effects.chosen], [slot])
+
+    def test_whatAcceptsTellIsLearntAfterTheVote(self) -> None:
+        """The vote does not wait for it; where nobody waits, it is learnt when it is due, or much."""
+        follower, now_s = self.replica(self.follower), self.cluster.now_s
+        first = follower.log.chosen_upto + 1
+
+        def told(slot: int, chosen_upto: int) -> Effects:
+            accept = Accept(self.replica(self.leader).proposer.ballot, slot, value(slot), chosen_upto)
+            effects = self.give(self.leader, self.follower, accept)
+            self.assertEqual(([one.slot for one in effects.records], effects.chosen), ([slot], []))
+            return follower.flush(now_s, lambda: False)
+
+        self.assertFalse(told(first, first - 1))
+        self.assertFalse(told(first + 1, first))
+        self.assertLessEqual(follower.deadline_s(now_s), now_s + replica_module.LEARN_LATE_S)
+        hurried = follower.flush(now_s, lambda: True)
+        self.assertEqual([entry.slot for entry in hurried.chosen], [first])
+        self.assertFalse(told(first + 2, first + 1))
+        now_s += replica_module.LEARN_S
+        self.assertEqual([entry.slot for entry in told(first + 3, first + 1).chosen], [first + 1])
+        now_s, slot = self.cluster.now_s, first + 3
+        while not (effects := told(slot := slot + 1, slot - 1)):
+            self.assertLess(slot, first + 2 + replica_module.LEARN_SLOTS)
+        self.assertEqual(len(effects.chosen), replica_module.LEARN_SLOTS)
+        self.patch(replica_module, "LEARN_BYTES", 1)
+        self.assertEqual([entry.slot for entry in told(slot + 1, slot).chosen], [slot])
+
+    def test_whatIsToldNeverGoesBack(self) -> None:
+        """An Accept that comes late, or of an earlier leader, does not take back what a later one told."""
+        follower, own = self.replica(self.follower), self.replica(self.leader).proposer.ballot
+        first = follower.log.chosen_upto + 1
+        for slot, upto in (
+            (first, first - 1),
+            (first + 1, first - 1),
+            (first + 2, first + 1),
+            (first + 3, first),
+        ):
+            self.give(self.leader, self.follower, Accept(own, slot, value(slot), upto))
+        self.give(self.third, self.follower, Accept(ProposalID(0, self.third), first, value(0), first + 9))
+        self.assertEqual([one.slot for one in follower.flush(self.cluster.now_s).chosen], [first, first + 1])
+
+    def test_commandsHurry(self) -> None:
+        """A node whose own clients wait learns what is told at once."""
+        follower, own = self.replica(self.follower), self.replica(self.leader).proposer.ballot
+        first = follower.log.chosen_upto + 1
+        follower.submit([command(1)], self)
+        for slot in (first, first + 1):
+            self.give(self.leader, self.follower, Accept(own, slot, value(slot), slot - 1))
+        self.assertEqual(
+            [one.slot for one in follower.flush(self.cluster.now_s, lambda: False).chosen], [first]
+        )
 
     def test_heartbeatsTellHowFarANodeVoted(self) -> None:
         """Who hears no Accepted knows by heartbeats what a node's storage must hold for ever."""

@@ -20,7 +20,7 @@ from twisted_paxos.core.records import Record, SaveAccepted, SaveChosen, SavePro
 from twisted_paxos.errors import StorageDamaged, StorageFailed, StorageFull
 from twisted_paxos.interfaces import IAcceptorStorage, IMessenger
 from twisted_paxos.protocols import effects as effects_module
-from twisted_paxos.protocols.effects import FULL_RETRY_S, READS_MAX, EffectPerformer
+from twisted_paxos.protocols.effects import FULL_RETRY_S, NOTE_IDLE_S, READS_MAX, EffectPerformer
 from twisted_paxos.protocols.turn import Turn
 from twisted_paxos.storage.disk import OsDisk
 from twisted_paxos.storage.queued import IStorageBackend
@@ -389,6 +389,21 @@ class StoredTests(PerformerCase):
         self.assertEqual(self.storage.noted, 0)
         self.storage.finish()
         self.assertEqual(self.storage.noted, 1)
+
+    def test_noteIsWrittenOnceNothingElseIs(self) -> None:
+        """A write under way puts it off, and does not make it be forgotten."""
+        self.perform(accept(1))
+        self.perform(chosen(entry(1, "1.A", 1)))
+        self.storage.finish()
+        self.perform(accept(2))
+        self.clock.advance(NOTE_IDLE_S)
+        self.storage.finish()
+        self.assertEqual(self.storage.held, 0)
+        self.clock.pump([NOTE_IDLE_S, 0])
+        self.assertEqual([records for records, _ in self.storage.writes[2:]], [[]])
+        self.storage.finish()
+        self.clock.advance(5 * NOTE_IDLE_S)
+        self.assertEqual(self.storage.held, 0)
 
     def test_fullDiskHoldsTheNoteBack(self) -> None:
         """A refused write's slots are not noted either."""

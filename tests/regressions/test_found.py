@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from unittest import mock
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -12,7 +13,18 @@ from tests.protocols.test_messenger import HOSTS, PORT, MessengerCase, large
 from tests.storage.node import Node
 from tests.test_node import ClusterCase
 from twisted_paxos.core import limits
-from twisted_paxos.core.messages import Accept, Accepted, Chosen
+from twisted_paxos.core.ballot import ProposalID
+from twisted_paxos.core.effects import EVERYONE, Effects
+from twisted_paxos.core.messages import (
+    Accept,
+    Accepted,
+    Chosen,
+    Commit,
+    Entry,
+    Promise,
+    Sender,
+    SlotEntry,
+)
 from twisted_paxos.core.records import Identity, Recovered
 from twisted_paxos.core.replica import Replica, ReplicaSettings
 from twisted_paxos.errors import StorageDamaged, StorageError
@@ -55,6 +67,40 @@ class FullWindowTests(ReplicaCase):
             effects = self.give(uid, self.leader, Accepted(own, (first, second)))
         self.assertEqual([entry.slot for entry in effects.chosen], [first, second])
         self.assertEqual(effects.records, [])
+
+
+class ChosenWithAnOlderVoteTests(SynchronousTestCase):
+    """Found by review: a slot known as chosen, with an older vote, that a leader's own Accept completes."""
+
+    def written(self, node: Replica, effects: Effects) -> None:
+        """What a node says to itself arrives, and nothing else."""
+        todo = deque([effects])
+        while todo:
+            asked = todo.popleft()
+            for send in (*asked.replies, *asked.sends):
+                if send.to == EVERYONE or node.settings.uid in send.to:
+                    todo.append(node.receive(node.me, send.message, 0.0))
+
+    def test_one_lost_datagram(self) -> None:
+        """The leader moves over the slot with its own vote: nobody else's must come for that."""
+        members = {uid: uid.lower() for uid in "ABC"}
+        boots = {"a": (1, "a1"), "b": (1, "b1")}
+        identity = Identity("C", "c", "x", members=members, formed=True, sets=((1, members),), boots=boots)
+        old = {2: Entry(ProposalID(1, "B"), value(2))}
+        recovered = Recovered(identity.started("c1"), promised=ProposalID(1, "B"), entries=old)
+        node = Replica(ReplicaSettings("C", ("A", "B", "C")), recovered, lambda: 0.5, 0.0)
+        leader, third = Sender("A", "a", 1, "a1"), Sender("B", "b", 1, "b1")
+        at = ProposalID(2, "A")
+        for slot in (2, 1):  # Slot 2 is marked over a gap, and the vote stays; then the gap closes.
+            node.receive(leader, Commit(at, slot, (SlotEntry(slot, at, value(slot)),)), 0.0)
+            node.flush(0.0)
+        self.assertEqual((node.log.chosen_upto, node.log.is_chosen(2)), (1, True))
+        node.election.saw(at)
+        self.written(node, node._take_over(0.0))
+        promise = Promise(node.proposer.ballot, 1, 0, 1, 1, (SlotEntry(2, at, value(2)),))
+        self.written(node, node.receive(third, promise, 0.0))
+        self.assertTrue(node.proposer.leading)
+        self.assertEqual((node.log.chosen_upto, node.proposer.highest_proposed), (2, 2))
 
 
 class FreshNodeTests(SynchronousTestCase):

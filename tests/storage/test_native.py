@@ -12,6 +12,7 @@ import threading
 import weakref
 from functools import partial
 from typing import Any
+from unittest import SkipTest
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReadDescriptor
@@ -27,6 +28,7 @@ from twisted_paxos.interfaces import IDiskExecutor
 from twisted_paxos.storage import executor
 from twisted_paxos.storage.disk import OsDisk
 from twisted_paxos.storage.executor import DiskThread, NativeDiskThread, disk_thread
+from twisted_paxos.storage.log import NOTED_SLOTS
 from twisted_paxos.storage.wal import FileStorage
 
 if executor.DiskQueue is None:
@@ -242,6 +244,28 @@ class NativeTests(ThreadCase):
         own, of_thread = map(int, asked.stdout.split())
         self.assertEqual((own - os.getpriority(os.PRIO_PROCESS, 0), of_thread), (5, own))
 
+    def test_core(self) -> None:
+        """An append that sends nothing runs on this thread's core; all else where it might before."""
+        if not hasattr(os, "sched_setaffinity"):
+            raise SkipTest("this system has no affinity")
+        thread, all_cores = self.thread, os.sched_getaffinity(0)
+        self.result(self.append(0, b"x", self.vote()))
+        taker = thread._thread.native_id
+        self.assertEqual(os.sched_getaffinity(taker), all_cores)
+        self.result(self.append(0, b"x"))
+        pinned = os.sched_getaffinity(taker)
+        if len(all_cores) > 1 and pinned == all_cores:
+            raise SkipTest("this kernel grants no short time slices")
+        self.assertEqual(len(pinned), 1)
+        self.assertTrue(pinned <= all_cores)
+        self.result(self.append(0, b"x", self.vote()))
+        self.assertEqual(os.sched_getaffinity(taker), all_cores)
+        others = {max(all_cores)}
+        os.sched_setaffinity(taker, others)
+        self.result(self.append(0, b"x"))
+        self.result(thread.run(lambda: None))
+        self.assertEqual(os.sched_getaffinity(taker), others)
+
     def test_ipv6(self) -> None:
         """An address of version six will do."""
         try:
@@ -399,6 +423,19 @@ class ShortWayTests(SynchronousTestCase):
         found = again.recover("two", CLUSTER)
         self.settle(again.close())
         self.assertEqual((found.chosen_upto, found.entries), (3, {}))
+
+    def test_howFarIsChosenIsRecordedNowAndThen(self) -> None:
+        """Beside votes it is recorded once in `NOTED_SLOTS` of them, and by a write of nothing."""
+        log = self.storage._backend._log  # type: ignore[attr-defined]
+        recorded = []
+        for slot in range(1, NOTED_SLOTS + 3):
+            self.storage.note_chosen(slot - 1)
+            self.assertTrue(self.appends(accepted(slot)))
+            recorded.append(log.chosen_upto)
+        self.assertEqual(sorted(set(recorded)), [0, NOTED_SLOTS])
+        self.storage.note_chosen(NOTED_SLOTS + 2)
+        self.assertFalse(self.appends())
+        self.assertEqual(log.chosen_upto, NOTED_SLOTS + 2)
 
     def test_promises(self) -> None:
         """A promise is two files of its own, and a vote may not overtake it."""

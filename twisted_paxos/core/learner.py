@@ -89,7 +89,8 @@ class Learner:
                 self.log.mark_chosen(slot, message.ballot)
                 self.last_majority = slot, voters
                 chosen = True
-        return self._advance(now_s) if chosen else NOTHING
+        # A slot may be known as chosen while an older vote stands here: it moves on with a later one.
+        return self._advance(now_s) if chosen or self.log.next_is_chosen else NOTHING
 
     def _ballot_votes(self, slot: int, ballot: ProposalID) -> set[str]:
         ballots = self._votes.setdefault(slot, {})

@@ -67,6 +67,11 @@ class Log:
         return slot <= self.chosen_upto or slot in self._chosen_at
 
     @property
+    def next_is_chosen(self) -> bool:
+        """Whether the slot after ``chosen_upto`` is known as chosen."""
+        return self.chosen_upto + 1 in self._chosen_at
+
+    @property
     def highest_chosen(self) -> int:
         """The highest slot known as chosen, gaps below it or not."""
         return max(self._chosen_at) if self._chosen_at else self.chosen_upto

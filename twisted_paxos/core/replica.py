@@ -62,6 +62,13 @@ TAKE_OVER_LIMIT_HEARTBEATS = 4
 """A take-over that is not complete after this long is tried again with a higher ballot."""
 
 
+LEARN_S = 0.005
+LEARN_LATE_S = 0.010
+LEARN_SLOTS = 16
+LEARN_BYTES = 16 << 10
+"""Where nobody waits for it, a node learns what Accepts told as chosen with the first one after so long, or
+by itself; or once it is so many slots, or so much is held that is not known as chosen."""
+
 BEFORE_FORMATION = (Heartbeat, HeartbeatReply, *Formation.takes)
 """What a node listens to before it knows who founded the cluster."""
 
@@ -82,6 +89,14 @@ class ReplicaSettings(NamedTuple):
     heartbeat_s: float = 0.1
     disk_stall_s: float = 2.0
     client: str = ""
+
+
+class _Told(NamedTuple):
+    """``uid``, who leads ``ballot``, knows slots up to ``upto`` as chosen."""
+
+    uid: str
+    upto: int
+    ballot: ProposalID
 
 
 class Replica:
@@ -129,7 +144,8 @@ class Replica:
         self._took_over_s = now_s
         self._told_works = False
         self._next_admit_s = now_s
-        self._told: tuple[str, int, ProposalID] | None = None
+        self._told: _Told | None = None
+        self._told_s = 0.0
         self._routes: dict[type, Callable[[Sender, Any, float], Effects]] = {
             Prepare: self._on_prepare,
             Accept: self._on_accept,
@@ -248,8 +264,18 @@ class Replica:
             self._give_way_to(message.ballot)
             if message.ballot >= self.acceptor.promised:
                 self.election.heard_leader(message.ballot, now_s)
-            self._told = sender.uid, message.chosen_upto, message.ballot
+            self._tell(_Told(sender.uid, message.chosen_upto, message.ballot), now_s)
         return effects
+
+    def _tell(self, told: _Told, now_s: float) -> None:
+        """Keep in mind what an Accept tells as chosen: its vote is in a hurry, this is not; see `flush`."""
+        if self._told is None:
+            if told.upto <= self.log.chosen_upto:
+                return
+            self._told_s = now_s
+        elif (told.ballot, told.upto) < (self._told.ballot, self._told.upto):
+            return
+        self._told = told
 
     def _on_accepted(self, sender: Sender, message: Accepted, now_s: float) -> Effects:
         if not self.membership.is_member(sender):
@@ -473,18 +499,28 @@ class Replica:
         """
         self.requests.submit(commands, owner)
 
-    def flush(self, now_s: float) -> Effects:
+    def flush(self, now_s: float, hurries: Callable[[], bool] = lambda: True) -> Effects:
         """Go on as far as this turn allows: one value, or one Forward, for all the commands that came in.
 
-        What an Accept tells as chosen is learnt here: its vote need not wait for it.
+        What Accepts told as chosen is learnt here: at once, where somebody waits for it, else when a few
+        milliseconds or some slots have come together, as learning and applying cost less then.
+
+        Args:
+            hurries: whether anybody but this node's own commands waits for what is chosen.
         """
         effects = self.requests.pump(self.leader, self.settings.uid, self.proposer.enqueue, now_s)
-        if self._told is not None:
+        if self._told is not None and (self.requests or self._is_time_to_learn(now_s) or hurries()):
             told, self._told = self._told, None
-            effects = joined(effects, self._learned(self.learner.on_chosen_upto(*told, now_s), now_s))
+            chosen = self.learner.on_chosen_upto(told.uid, told.upto, told.ballot, now_s)
+            effects = joined(effects, self._learned(chosen, now_s))
         if self.proposer.phase is Phase.IDLE:
             return effects
         return joined(effects, self.proposer.advance(now_s))
+
+    def _is_time_to_learn(self, now_s: float) -> bool:
+        assert self._told is not None
+        slots = self._told.upto - self.log.chosen_upto
+        return now_s >= self._told_s + LEARN_S or slots >= LEARN_SLOTS or self.log.bytes >= LEARN_BYTES
 
     @property
     def has_commands(self) -> bool:
@@ -527,6 +563,8 @@ class Replica:
     def deadline_s(self, now_s: float) -> float:
         """When `tick` must be called at the latest."""
         deadline_s = self.election.deadline_s(self.acceptor.promised, now_s)
+        if self._told is not None and self._told_s + LEARN_LATE_S < deadline_s:
+            deadline_s = self._told_s + LEARN_LATE_S
         for role in (self.formation, self.learner, self.proposer, self.requests, self.reads):
             role_s = role.deadline_s
             if role_s is not None and role_s < deadline_s:

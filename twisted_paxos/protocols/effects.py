@@ -33,7 +33,7 @@ FULL_RETRY_S = 0.5
 """How long a write that found no room waits before it is tried again."""
 
 NOTE_IDLE_S = 1.0
-"""How far slots are chosen is written with the next records, or by itself after this long."""
+"""How far slots are chosen is written with later records, or by itself after this long without any."""
 
 APPLY_WAIT_S = 0.005
 """What nobody here waits for is applied after the write that is under way, or after this long."""
@@ -317,8 +317,11 @@ class EffectPerformer:
 
     def _sync_note(self) -> None:
         """With nothing to write, what was noted would wait for ever: nobody could tell it after a loss."""
+        if self._writing is not None or self._records:
+            self._clock.callLater(NOTE_IDLE_S, self._sync_note)
+            return
         self._note_planned = False
-        if not self._stopped and self._writing is None and not self._records:
+        if not self._stopped:
             self._plan_write()
 
     def _not_written(

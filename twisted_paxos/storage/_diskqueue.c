@@ -25,6 +25,7 @@
 #include <unistd.h>
 
 #define SLICE_NS 100000
+#define CORES_BYTES 1024 /* of a mask: 8,192 cores */
 
 typedef struct Job {
     struct Job *next;
@@ -53,7 +54,8 @@ typedef struct {
     int wake_fd;
     int begun, failed; /* errno of the append that failed; both are the taking thread's own */
     pid_t taker; /* the taking thread, once it has short time slices */
-    int taker_cpu; /* where it must run; -1: wherever it likes */
+    int taker_cpu; /* where it must run; -1: wherever it was told to by others */
+    unsigned long taker_cores[CORES_BYTES / sizeof(unsigned long)]; /* those */
 } DiskQueue;
 
 static void clear(Jobs *jobs)
@@ -214,23 +216,32 @@ static Job *next_for_python(DiskQueue *self)
 
 /* -- with it */
 
-/* An append that sends nothing is waited for by other nodes' votes as well: it goes beside the rest of this
-   thread's turn, on this thread's core. On another one it would stand in the way of whoever casts such a vote,
-   where nodes share a machine, and that core would have to wake up. All else may run wherever this thread may. */
+/* An append that sends nothing is a leader's own, and other nodes' votes are waited for at the same time: it
+   goes beside the rest of this thread's turn, on this thread's core. On another one it would stand in the way
+   of a node that is to vote, where nodes share a machine, and that core would have to wake up. All else may run
+   wherever it might before. */
 static void place(DiskQueue *self, const Job *job)
 {
 #ifdef __linux__
-    cpu_set_t cores;
+    unsigned long one[CORES_BYTES / sizeof(unsigned long)] = {0};
+    cpu_set_t *cores = (cpu_set_t *)self->taker_cores;
     int cpu = job->is_append && job->socket < 0 ? sched_getcpu() : -1;
-    if (!self->taker || cpu == self->taker_cpu || cpu >= CPU_SETSIZE)
-        return;
-    CPU_ZERO(&cores);
-    if (cpu >= 0)
-        CPU_SET(cpu, &cores);
-    else if (sched_getaffinity(0, sizeof cores, &cores) < 0)
-        return;
-    if (sched_setaffinity(self->taker, sizeof cores, &cores) == 0)
-        self->taker_cpu = cpu;
+    if (self->taker && cpu >= 0) {
+        if (self->taker_cpu < 0 && sched_getaffinity(self->taker, CORES_BYTES, cores) < 0)
+            return;
+        if (!CPU_ISSET_S(cpu, CORES_BYTES, cores))
+            cpu = -1;
+    }
+    if (self->taker && cpu != self->taker_cpu) {
+        if (cpu >= 0) {
+            cores = (cpu_set_t *)one;
+            CPU_SET_S(cpu, CORES_BYTES, cores);
+        }
+        if (sched_setaffinity(self->taker, CORES_BYTES, cores) == 0)
+            self->taker_cpu = cpu;
+    }
+    if (job->token == Py_None)
+        self->taker = 0; /* The last job: the number may be another thread's soon. */
 #endif
 }
 

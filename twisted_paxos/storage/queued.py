@@ -66,7 +66,8 @@ class IStorageBackend(ISnapshotBackend):
         """
 
     def append(records: Sequence[Record], chosen_upto: int) -> Append | None:
-        """What `commit` of one write would do, where that is a single write and sync at the end of a file.
+        """What `commit` of one write would do, where that is a single write and sync at the end of a file;
+        ``chosen_upto`` may wait for a later one.
 
         Called on the reactor's thread while nothing runs on the executor's; blocks nobody. What is returned
         counts as done: it must be done before anything else, and if it fails nothing more is asked for.
