@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from twisted_paxos.core.effects import Effects
-from twisted_paxos.core.messages import Accepted, Heartbeat, SlotEntry
+from twisted_paxos.core.messages import Accept, Accepted, Heartbeat, SlotEntry, encode_value
 from twisted_paxos.errors import NodeStopped, ValueTooLarge
 from twisted_paxos.node import PersistentPaxosNode
 from twisted_paxos.statemachine.kvcommands import (
@@ -266,6 +266,33 @@ class RoutineTests(ClusterCase):
         """As ``source`` would send it, with these changes in what it says of itself."""
         status = source.replica.status(self.cluster.clock.now_s)
         return Heartbeat(7, msgspec.structs.replace(status, **changes))
+
+    def test_voteComesFirst(self) -> None:
+        """A follower gives its vote to the disk before it learns what the Accept tells, in the same turn."""
+        order: list[str] = []
+        write, learn = self.follower.storage.write, self.follower.replica.learner.on_chosen_upto
+
+        def write_and_tell(*of: Any) -> Deferred[None]:
+            order.append("write")
+            return write(*of)
+
+        def learn_and_tell(*of: Any) -> Effects:
+            order.append("learn")
+            return learn(*of)
+
+        self.patch(self.follower.storage, "write", write_and_tell)
+        self.patch(self.follower.replica.learner, "on_chosen_upto", learn_and_tell)
+        self.addCleanup(self.follower.on_chosen(lambda upto: None))
+        ballot, slot = self.leader.replica.proposer.ballot, self.leader.replica.log.chosen_upto + 1
+        for place in (slot, slot + 1):
+            accept = Accept(ballot, place, encode_value(0, ()), place - 1)
+            with self.follower.turn:
+                self.follower._perform(self.follower.receive(self.leader.replica.me, accept, 0.0))
+            self.assertEqual(order[:1], ["write"])
+            self.assertEqual(self.follower.replica.log.chosen_upto, place - 1)
+            order.clear()
+            self.cluster.run(0.001)
+            order.clear()
 
     def test_idleLeaderProposesAtOnce(self) -> None:
         """With nothing under way a command waits for no other one, nor for the reactor; else it does."""
