@@ -112,7 +112,8 @@ class LogClock:
     def read_ms(self, now_s: float) -> int:
         """The log time of now."""
         if self._seen_s is not None and now_s > self._seen_s:
-            self.time_ms += 1000 * min(now_s - self._seen_s, self._step_max_s)
+            step_s = now_s - self._seen_s
+            self.time_ms += 1000 * (step_s if step_s < self._step_max_s else self._step_max_s)
             self._seen_s = now_s
         return int(self.time_ms)
 

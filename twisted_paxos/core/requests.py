@@ -311,6 +311,8 @@ class Requests:
 
 
 def _size_bytes(commands: Sequence[Command]) -> int:
+    if len(commands) == 1:
+        return len(commands[0].payload) + COMMAND_OVERHEAD_BYTES
     return sum([len(command.payload) for command in commands]) + COMMAND_OVERHEAD_BYTES * len(commands)
 
 

@@ -151,9 +151,8 @@ class Spreading:
             return NOTHING
         if near and self._tell_at_s is None:
             self._tell_at_s = now_s + TELL_S
-        hurry = self._awaited_upto > min(self._told_upto, self._shared_upto) or (
-            self._tell_at_s is not None and now_s >= self._tell_at_s
-        )
+        awaited = self._awaited_upto > self._told_upto or self._awaited_upto > self._shared_upto
+        hurry = awaited or (self._tell_at_s is not None and now_s >= self._tell_at_s)
         near = near and hurry
         rest = rest and (hurry or self._is_time_to_share(now_s, busy))
         sends: list[Send] = []

@@ -366,10 +366,11 @@ class ClientPortProtocol(FrameReceiver):
 
 def _parts(results: Sequence[Result]) -> Iterator[tuple[Result, ...]]:
     """``results`` in frames' sizes; one that fits none is told without its data."""
-    small_bytes = min(RESULTS_BYTES, ANSWER_MAX_BYTES)
-    if 0 < len(results) <= RESULTS_PER_FRAME and sum([len(one.data) for one in results]) <= small_bytes:
-        yield tuple(results)
-        return
+    if 0 < len(results) <= RESULTS_PER_FRAME:
+        all_bytes = sum([len(one.data) for one in results])
+        if all_bytes <= RESULTS_BYTES and all_bytes <= ANSWER_MAX_BYTES:
+            yield tuple(results)
+            return
     part: list[Result] = []
     data_bytes = 0
     for result in results:
