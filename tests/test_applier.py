@@ -120,6 +120,14 @@ class ApplierTests(SynchronousTestCase):
         self.applier.chosen([OPENING, *(slot(number) for number in range(2, 7))])
         self.assertEqual(told, [2, 2, 4, 4, 6, 6])
 
+    def test_stoppedByWhoeverWaits(self) -> None:
+        """Who hears a result may stop the node: then nothing more is applied."""
+        self.patch(applier_module, "PART_BYTES", 1)
+        self.patch(self.applier, "_applied", lambda entry, applied: self.applier.stop())
+        self.applier.resume(0)
+        self.applier.chosen([OPENING, slot(2)])
+        self.assertEqual(self.applier.applied_upto, 1)
+
     def test_nothingThatIsNotStoredIsRead(self) -> None:
         """Slots whose chosen value storage does not have yet are not read: an old one may stand there."""
         self.store(OPENING, slot(2, command(99)))

@@ -190,6 +190,8 @@ class Applier:
         self.is_applying = True
         try:
             for part in _parts(entries):
+                if self._stopped:
+                    return
                 self._apply_part(part)
         finally:
             self.is_applying = False

@@ -62,10 +62,7 @@ class IAcceptorStorage(Interface):
         """
 
     def note_chosen(chosen_upto: int) -> None:
-        """Remember with one of the next writes, without a sync of its own, how far slots are chosen.
-
-        A write of no records, and the end of storage, take it along for certain.
-        """
+        """Remember with the next write, without a sync of its own, how far slots are chosen."""
 
     def read_chosen(from_slot: int, upto_slot: int, limit_bytes: int) -> Deferred[list[SlotEntry]]:
         """Read entries ``from_slot``, ``from_slot + 1``, ... without a gap, for catch-up.

@@ -18,7 +18,7 @@ from twisted_paxos.errors import NodeStopped, Overloaded, StorageDamaged, ValueT
 from twisted_paxos.interfaces import INode, IResultSink
 from twisted_paxos.protocols import clientport, logport
 from twisted_paxos.protocols.clientport import ClientPort, ClientPortProtocol
-from twisted_paxos.statemachine.commands import OPEN_SESSION, NodeStatus, encode_opaque
+from twisted_paxos.statemachine.commands import OPEN_SESSION, NodeStatus, Result, encode_opaque
 from twisted_paxos.testing.fakenode import FakeNode
 from twisted_paxos.wire.client import (
     CLIENT_VERSION,
@@ -197,6 +197,18 @@ class SubmitTests(ClientPortCase):
         self.assertEqual([Results, Results], [type(answer) for answer in answers])
         self.assertEqual([[0], [1, 2, 3]], [[one.sequence for one in answer.results] for answer in answers])
         self.assertEqual([(2, 0), (2, 1), (2, 2)], [(r.slot, r.index) for r in answers[1].results])
+
+    def test_results_of_several_submits_share_a_frame(self) -> None:
+        """Three Submits, applied at one time: one Results frame with all results in order."""
+        self.node.hold = True
+        self.say(Submit(1, commands(0)), Submit(2, commands(1, 2)), Submit(3, commands(3)))
+        self.assertEqual([], self.frames())
+        places = ((0, 1, 0), (1, 2, 0), (2, 2, 1), (3, 3, 0))
+        self.protocol.applied([Result(SESSION, number, slot, index) for number, slot, index in places])
+        (answer,) = self.frames()
+        self.assertEqual([0, 1, 2, 3], [result.sequence for result in answer.results])
+        self.assertEqual([(2, 0), (2, 1)], [(r.slot, r.index) for r in answer.results[1:3]])
+        self.assertEqual(0, len(self.protocol._pending))
 
     def test_many_results_are_split(self) -> None:
         """More results than a frame may hold leave in several."""

@@ -405,6 +405,16 @@ class StoredTests(PerformerCase):
         self.clock.advance(5 * NOTE_IDLE_S)
         self.assertEqual(self.storage.held, 0)
 
+    def test_noteOfAStoppedNode(self) -> None:
+        """A node that stops while a write never ends leaves no timer behind."""
+        self.perform(accept(1))
+        self.perform(chosen(entry(1, "1.A", 1)))
+        self.storage.finish()
+        self.perform(accept(2))
+        self.performer.stop()
+        self.clock.advance(NOTE_IDLE_S)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
     def test_fullDiskHoldsTheNoteBack(self) -> None:
         """A refused write's slots are not noted either."""
         self.outdated()

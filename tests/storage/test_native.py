@@ -28,7 +28,6 @@ from twisted_paxos.interfaces import IDiskExecutor
 from twisted_paxos.storage import executor
 from twisted_paxos.storage.disk import OsDisk
 from twisted_paxos.storage.executor import DiskThread, NativeDiskThread, disk_thread
-from twisted_paxos.storage.log import NOTED_SLOTS
 from twisted_paxos.storage.wal import FileStorage
 
 if executor.DiskQueue is None:
@@ -423,19 +422,6 @@ class ShortWayTests(SynchronousTestCase):
         found = again.recover("two", CLUSTER)
         self.settle(again.close())
         self.assertEqual((found.chosen_upto, found.entries), (3, {}))
-
-    def test_howFarIsChosenIsRecordedNowAndThen(self) -> None:
-        """Beside votes it is recorded once in `NOTED_SLOTS` of them, and by a write of nothing."""
-        log = self.storage._backend._log  # type: ignore[attr-defined]
-        recorded = []
-        for slot in range(1, NOTED_SLOTS + 3):
-            self.storage.note_chosen(slot - 1)
-            self.assertTrue(self.appends(accepted(slot)))
-            recorded.append(log.chosen_upto)
-        self.assertEqual(sorted(set(recorded)), [0, NOTED_SLOTS])
-        self.storage.note_chosen(NOTED_SLOTS + 2)
-        self.assertFalse(self.appends())
-        self.assertEqual(log.chosen_upto, NOTED_SLOTS + 2)
 
     def test_promises(self) -> None:
         """A promise is two files of its own, and a vote may not overtake it."""

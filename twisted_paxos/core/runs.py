@@ -63,14 +63,6 @@ class Names:
         self._by_client.clear()
         self._count = 0
 
-    def missing(self, items: Sequence[T]) -> Sequence[T]:
-        """Those of ``items`` that are not in here, in their order."""
-        missing: list[T] = []
-        for client, start, end in client_runs(items):
-            known = self._by_client.get(client, ())
-            missing += [item for item in items[start:end] if item.sequence not in known]
-        return missing
-
     def add(self, items: Sequence[T]) -> Sequence[T]:
         """Add the names of ``items``; returns those that were not in here, in their order."""
         new: list[T] = []

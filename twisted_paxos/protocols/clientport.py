@@ -357,11 +357,11 @@ class ClientPortProtocol(FrameReceiver):
 
     def applied(self, results: Sequence[Result]) -> None:
         """Some of this client's commands were applied, all at one time: they leave now, together."""
+        self._pending.discard(results)
         for part in _parts(results):
             if self._closing:
                 return
             self.reply(Results(part), at_once=True)
-        self._pending.discard(results)
 
 
 def _parts(results: Sequence[Result]) -> Iterator[tuple[Result, ...]]:

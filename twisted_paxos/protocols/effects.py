@@ -33,7 +33,7 @@ FULL_RETRY_S = 0.5
 """How long a write that found no room waits before it is tried again."""
 
 NOTE_IDLE_S = 1.0
-"""How far slots are chosen is written with later records, or by itself after this long without any."""
+"""How far slots are chosen is written with the next records, or by itself after this long."""
 
 APPLY_WAIT_S = 0.005
 """What nobody here waits for is applied after the write that is under way, or after this long."""
@@ -265,9 +265,9 @@ class EffectPerformer:
         except Exception:
             self._broken(Failure())
             return
-        written.addCallbacks(
-            self._written, self._not_written, (size_bytes,), {}, (records, size_bytes, vote), {}
-        )
+        again = (records, size_bytes, vote)
+        written.addCallbacks(self._written, self._not_written, (size_bytes,), {}, again, {})
+        written.addErrback(self._broken)
 
     def _written(self, _: object, size_bytes: int) -> None:
         with self._turn:
@@ -317,20 +317,19 @@ class EffectPerformer:
 
     def _sync_note(self) -> None:
         """With nothing to write, what was noted would wait for ever: nobody could tell it after a loss."""
+        if self._stopped:
+            return
         if self._writing is not None or self._records:
             self._clock.callLater(NOTE_IDLE_S, self._sync_note)
-            return
-        self._note_planned = False
-        if not self._stopped:
+        else:
+            self._note_planned = False
             self._plan_write()
 
     def _not_written(
         self, failure: Failure, records: list[Record], size_bytes: int, vote: Departure | None
     ) -> None:
         """No room: nothing of it is stored, and nothing that reports it leaves; try again."""
-        if not failure.check(StorageFull):
-            self._broken(failure)
-            return
+        failure.trap(StorageFull)
         if not self.full:
             log.error(
                 "the disk is full: {error}; nothing is accepted until there is room",

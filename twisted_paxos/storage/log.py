@@ -54,9 +54,6 @@ FILL_BELOW_BYTES = 128 << 10
 """A segment is filled with zeros ahead unless records of late were as large as this on average: then
 writing every byte twice costs more than the metadata of each sync."""
 
-NOTED_SLOTS = 32
-"""Beside plain votes, how far slots are chosen is recorded once in so many; the rest is found as votes."""
-
 _GRAIN_BYTES = 4096
 
 LogRecord: TypeAlias = SaveAccepted | SaveChosen
@@ -325,15 +322,13 @@ class SegmentedLog:
         """What `execute` would do for a plan that stays in this segment, noted as done.
 
         It must be done before the log is asked for anything else, and if it fails the log is not used again.
-        How far slots are chosen is recorded with every `NOTED_SLOTS` of them only.
         """
         part, last = plan.parts[0], self.last
         assert len(plan.parts) == 1 and part.chunks, "one write, and something to write"
         for slot, location in plan.placed:
             self.index.put(slot, location)
             last.cover(slot)
-        if chosen_upto - self.chosen_upto >= NOTED_SLOTS:
-            self._plan_chosen(plan, chosen_upto)
+        self._plan_chosen(plan, chosen_upto)
         last.used_bytes = part.end
         self.used_bytes += part.end - part.offset
         self.sequence = plan.sequence

@@ -66,8 +66,7 @@ class IStorageBackend(ISnapshotBackend):
         """
 
     def append(records: Sequence[Record], chosen_upto: int) -> Append | None:
-        """What `commit` of one write would do, where that is a single write and sync at the end of a file;
-        ``chosen_upto`` may wait for a later one.
+        """What `commit` of one write would do, where that is a single write and sync at the end of a file.
 
         Called on the reactor's thread while nothing runs on the executor's; blocks nobody. What is returned
         counts as done: it must be done before anything else, and if it fails nothing more is asked for.
@@ -324,12 +323,8 @@ class QueuedStorage:
         return True
 
     def _appended(self, _: None, write: _Write) -> None:
-        """`_executed` and `_written`, for most writes: by itself, and stored."""
         self._jobs -= 1
-        self._running -= 1
-        self._queued_bytes -= write.size_bytes
-        write.done.callback(None)
-        self._go_on()
+        self._written([None], [write])
 
     def _not_appended(self, failure: Failure, write: _Write) -> None:
         self._jobs -= 1

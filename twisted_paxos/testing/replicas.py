@@ -90,7 +90,6 @@ class PureNode:
         incarnation = f"{uid}-{cluster.random.getrandbits(32):08x}"
         self.disk = DurableState(Identity(uid, incarnation, "test"), cluster.witness)
         self.replica: Replica | None = None
-        self.noted_slots = (1, 4, 32)[cluster.seed % 3]
         self.stopped = ""
         self.life = 0
         self.resume_s = 0.0
@@ -244,9 +243,8 @@ class PureNode:
         """It is durable: its replies leave, and no others."""
         for record in self.in_write:
             self.disk.write(record)
-        # What this write covers is stored now; the disk itself notes it one write later, or many.
-        if self.stored_upto - self.disk.chosen_upto >= self.noted_slots:
-            self.disk.chosen_upto = self.stored_upto
+        # What this write covers is stored now; the disk itself notes it one write later.
+        self.disk.chosen_upto = max(self.disk.chosen_upto, self.stored_upto)
         self.stored_upto = max(self.stored_upto, self.noted)
         released, self.writing = self.writing, None
         self.writing_since_s = None
@@ -307,7 +305,6 @@ class PureCluster:
     """
 
     def __init__(self, seed: int, size: int = 3, loss: float = 0.0) -> None:
-        self.seed = seed
         self.random = random_module.Random(seed)
         self.now_s = 0.0
         self.loss = loss
