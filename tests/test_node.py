@@ -294,6 +294,23 @@ class RoutineTests(ClusterCase):
             self.cluster.run(0.001)
             order.clear()
 
+    def test_whatWasToldIsKeptAtTheEnd(self) -> None:
+        """A node that stops notes how far slots are chosen as it was told, though it had not learnt it yet."""
+        ballot, slot = self.leader.replica.proposer.ballot, self.leader.replica.log.chosen_upto + 1
+        now_s = self.cluster.clock.now_s
+        self.cluster.network.isolate(self.cluster.nodes[self.follower.uid].host)
+        for place in (slot, slot + 1):
+            accept = Accept(ballot, place, encode_value(0, ()), place - 1)
+            with self.follower.turn:
+                self.follower._perform(self.follower.receive(self.leader.replica.me, accept, now_s))
+            self.cluster.run(0.001)
+        self.assertEqual(self.follower.replica.log.chosen_upto, slot - 1)
+        stopping = self.follower.stopService()
+        self.cluster.run(0.1)
+        self.successResultOf(stopping)
+        self.assertEqual(self.follower.replica.log.chosen_upto, slot)
+        self.assertEqual(self.follower.storage._chosen_upto, slot)  # type: ignore[attr-defined]
+
     def test_idleLeaderProposesAtOnce(self) -> None:
         """With nothing under way a command waits for no other one, nor for the reactor; else it does."""
         proposer = self.leader.replica.proposer

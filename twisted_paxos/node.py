@@ -372,6 +372,10 @@ class PersistentPaxosNode(Service):
         if not self.running:
             return succeed(None)
         super().stopService()
+        # What it was told is noted with the last write: what stands before a note cannot be torn, only damaged.
+        told = self._decide(self.replica.learn, self._reactor.seconds())
+        if not told.lost:
+            self._perform(told)
         self._halt()
         log.info("node {uid} stops", uid=self.uid)
         endings = [maybeDeferred(port.stopListening) for port in self._ports]

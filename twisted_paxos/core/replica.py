@@ -510,12 +510,18 @@ class Replica:
         """
         effects = self.requests.pump(self.leader, self.settings.uid, self.proposer.enqueue, now_s)
         if self._told is not None and (self.requests or self._is_time_to_learn(now_s) or hurries()):
-            told, self._told = self._told, None
-            chosen = self.learner.on_chosen_upto(told.uid, told.upto, told.ballot, now_s)
-            effects = joined(effects, self._learned(chosen, now_s))
+            effects = joined(effects, self.learn(now_s))
         if self.proposer.phase is Phase.IDLE:
             return effects
         return joined(effects, self.proposer.advance(now_s))
+
+    def learn(self, now_s: float) -> Effects:
+        """Take what Accepts told as chosen, whether it is time or not: nothing more may come."""
+        told, self._told = self._told, None
+        if told is None:
+            return NOTHING
+        chosen = self.learner.on_chosen_upto(told.uid, told.upto, told.ballot, now_s)
+        return self._learned(chosen, now_s)
 
     def _is_time_to_learn(self, now_s: float) -> bool:
         assert self._told is not None
