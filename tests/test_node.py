@@ -295,7 +295,7 @@ class RoutineTests(ClusterCase):
             order.clear()
 
     def test_whatWasToldIsKeptAtTheEnd(self) -> None:
-        """A node that stops notes how far slots are chosen as it was told, though it had not learnt it yet."""
+        """A node that stops notes how far slots are chosen as it was told, though it had not learnt it."""
         ballot, slot = self.leader.replica.proposer.ballot, self.leader.replica.log.chosen_upto + 1
         now_s = self.cluster.clock.now_s
         self.cluster.network.isolate(self.cluster.nodes[self.follower.uid].host)

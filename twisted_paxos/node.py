@@ -372,7 +372,7 @@ class PersistentPaxosNode(Service):
         if not self.running:
             return succeed(None)
         super().stopService()
-        # What it was told is noted with the last write: what stands before a note cannot be torn, only damaged.
+        # What it was told is noted with the last write: a note tells damage from a torn write later on.
         told = self._decide(self.replica.learn, self._reactor.seconds())
         if not told.lost:
             self._perform(told)
