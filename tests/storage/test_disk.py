@@ -314,22 +314,45 @@ class OsDiskTests(DiskContract, SynchronousTestCase):
         """A file for which there is no room is not left behind half."""
         disk = self.formatted()
 
-        def full(fd: int, size_bytes: int, filled: bool) -> None:
+        def full(fd: int, size_bytes: int) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
         self.patch(disk_module, "_reserve", full)
         self.assertRaises(OSError, disk.create, "b", 1 << 20)
         self.assertEqual(disk.names(), ["a", "lock"])
 
-    def test_reserved_only(self) -> None:
-        """A file whose zeros are not worth writing has its size and its zeros all the same."""
+    def test_reserved_and_filled(self) -> None:
+        """A new file has its size without a byte written; zeros go where they are asked for."""
         disk = self.formatted()
-        written: list[int] = []
-        self.patch(disk_module, "_write_all", lambda fd, data, offset: written.append(len(data)))
-        disk.create("filled", 5_000)
-        disk.create("reserved", 5_000, False)
-        self.assertEqual(sum(written), 5_000 if sys.platform != "darwin" else 10_000)
-        self.assertEqual(disk.read("reserved"), bytes(5_000 if sys.platform != "darwin" else 0))
+        write_all = disk_module._write_all
+        written: list[tuple[int, int]] = []
+
+        def noted(fd: int, data: bytes, offset: int) -> None:
+            written.append((offset, len(data)))
+            write_all(fd, data, offset)
+
+        self.patch(disk_module, "_write_all", noted)
+        disk.create("b", 3 << 20)
+        self.assertEqual(written, [] if sys.platform != "darwin" else [(n << 20, 1 << 20) for n in range(3)])
+        written.clear()
+        disk.write_at("b", 0, b"kept")
+        disk.fill("b", 1000, (2 << 20) - 1000)
+        self.assertEqual(written, [(0, 4), (1000, 1 << 20), ((1 << 20) + 1000, (1 << 20) - 1000)])
+        disk.sync("b")
+        self.assertEqual(disk.read("b"), b"kept".ljust(3 << 20, b"\0"))
+
+    def test_reserved_by_zeros(self) -> None:
+        """Where the system cannot reserve, zeros do."""
+        if sys.platform == "darwin":
+            raise SkipTest("the system has no such call at all")
+
+        def refused(fd: int, offset: int, size_bytes: int) -> None:
+            raise OSError(errno.EOPNOTSUPP, "not supported")
+
+        self.patch(os, "posix_fallocate", refused)
+        disk = self.formatted()
+        disk.create("b", (1 << 20) + 5)
+        self.assertEqual(disk.read("b"), bytes((1 << 20) + 5))
 
     def test_large_writes_leave_the_cache(self) -> None:
         """Once they are synced, the whole pages of large writes are let go; small ones stay."""

@@ -19,10 +19,33 @@ from twisted_paxos.core.records import (
     SavePromise,
 )
 from twisted_paxos.errors import StorageDamaged, StorageError, StorageFailed, StorageFull
-from twisted_paxos.storage.format import (
-    draft_name,
-)
+from twisted_paxos.storage.format import draft_name
+from twisted_paxos.storage.log import FILL_STEP_BYTES, SegmentedLog
 from twisted_paxos.testing.storage import SimulatedDisk
+
+
+def noted_fills(disk: SimulatedDisk) -> list[tuple[str, int, int]]:
+    """Where zeros are written from now on: name, offset, size in bytes."""
+    fills: list[tuple[str, int, int]] = []
+    fill = disk.fill
+
+    def noted(name: str, offset: int, size_bytes: int) -> None:
+        fills.append((name, offset, size_bytes))
+        fill(name, offset, size_bytes)
+
+    disk.fill = noted  # type: ignore[method-assign]
+    return fills
+
+
+def run_all(node: Node) -> None:
+    """Let the executor run until nothing is left for it."""
+    while node.clock.getDelayedCalls():
+        node.clock.advance(node.executor.delay_s)
+
+
+def log_of(node: Node) -> SegmentedLog:
+    """The log behind a node's storage."""
+    return node.storage._backend._log  # type: ignore[attr-defined, no-any-return]
 
 
 class GroupCommitTests(SynchronousTestCase):
@@ -326,27 +349,67 @@ class SegmentTests(SynchronousTestCase):
 
     def test_zeros_only_for_small_records(self) -> None:
         """The next segment is filled with zeros after small records, and only reserved after large ones."""
-        disk, filled = SimulatedDisk(), []
-        create = disk.create
-
-        def noted(name: str, size_bytes: int, fills: bool = True) -> None:
-            if name.startswith("next-"):
-                filled.append(fills)
-            create(name, size_bytes, fills)
-
-        disk.create = noted  # type: ignore[method-assign]
+        disk = SimulatedDisk()
+        filled = noted_fills(disk)
         node = Node(disk, 1 << 20)
         node.start()
         node.write(SavePromise(FIRST))
         for slot in range(1, 10):
             node.write(accepted(slot, size_bytes=60_000))
-        self.assertEqual(filled, [True])
-        for slot in range(10, 30):
+        run_all(node)
+        step = FILL_STEP_BYTES
+        self.assertEqual(filled, [(draft_name(2), 0, step), (draft_name(2), step, step)])
+        for slot in range(10, 20):
             node.write(accepted(slot, size_bytes=300_000))
-        self.assertFalse(any(filled[-4:]))
+            run_all(node)
+        filled.clear()
+        for slot in range(20, 30):
+            node.write(accepted(slot, size_bytes=300_000))
+            run_all(node)
+        self.assertEqual(filled, [])
         for slot in range(30, 90):
             node.write(accepted(slot, size_bytes=60_000))
-        self.assertTrue(filled[-1])
+        run_all(node)
+        self.assertEqual(filled[-1][0], draft_name(log_of(node).last.id + 1))
+
+    def half_filled(self) -> tuple[Node, list[tuple[str, int, int]]]:
+        """A node with 36 slots in its first segment, which writes zeros for the second: two steps so far."""
+        disk = SimulatedDisk()
+        filled = noted_fills(disk)
+        node = Node(disk, 4 << 20)
+        node.start()
+        node.write(SavePromise(FIRST))
+        for slot in range(1, 35):
+            node.write(accepted(slot, size_bytes=60_000))
+        self.assertEqual(filled, [])
+        node.executor.delay_s = 1.0
+        node.begin(*(accepted(slot, size_bytes=60_000) for slot in (35, 36)))
+        while len(filled) < 2:
+            node.clock.advance(1.0)
+        return node, filled
+
+    def test_filled_step_by_step(self) -> None:
+        """Records go in between the steps, and what lacks some of its zeros is used all the same."""
+        node, filled = self.half_filled()
+        writing = [node.begin(accepted(slot, size_bytes=60_000)) for slot in range(37, 77)]
+        run_all(node)
+        self.assertEqual(writing, [["done"]] * 40)
+        self.assertEqual(log_of(node).last.id, 2)
+        self.assertLess(len(filled), 5)
+        self.assertEqual({name for name, _, _ in filled}, {draft_name(2)})
+        self.assertFalse(log_of(node).wants_upkeep)
+        node.disk.kill()
+        self.assertEqual(sorted(Node(node.disk).start().entries), list(range(1, 77)))
+
+    def test_larger_than_what_was_filled(self) -> None:
+        """A record that needs a larger segment than the one being filled gets one, and zeros end there."""
+        node, filled = self.half_filled()
+        node.begin(accepted(37, size_bytes=5 << 20))
+        run_all(node)
+        self.assertGreater(log_of(node).last.size_bytes, 5 << 20)
+        self.assertLess(len(filled), 5)
+        node.disk.kill()
+        self.assertEqual(sorted(Node(node.disk).start().entries), list(range(1, 38)))
 
     def test_leftover_reservation_is_removed(self) -> None:
         """A reserved segment that was never used is not taken for a part of the log."""

@@ -80,12 +80,11 @@ class IDisk(Interface):
     def read_at(name: str, offset: int, size_bytes: int) -> bytes:
         """Up to ``size_bytes`` from ``offset``; fewer at the end of the file."""
 
-    def create(name: str, size_bytes: int, filled: bool = True) -> None:
-        """Make a file of zeros with all its room reserved; on failure there is none. Not synced.
+    def create(name: str, size_bytes: int) -> None:
+        """Make a file of zeros with all its room reserved; on failure there is none. Not synced."""
 
-        Args:
-            filled: the zeros are written, so that a later sync has no metadata to change.
-        """
+    def fill(name: str, offset: int, size_bytes: int) -> None:
+        """Write zeros where there is but room, so that a later sync has no metadata to change. Not synced."""
 
     def write_at(name: str, offset: int, data: bytes) -> None:
         """Write all of ``data`` into an existing file. Not synced."""
@@ -189,22 +188,21 @@ def _write_all(fd: int, data: bytes, offset: int) -> None:
         offset += written
 
 
-def _reserve(fd: int, size_bytes: int, filled: bool) -> None:
-    """Reserve room, then fill it with zeros.
-
-    The reservation says at once when there is no room. The zeros are worth their time for small records:
-    a sync of a block that was reserved but never written must change the file's metadata as well.
-    """
+def _reserve(fd: int, size_bytes: int) -> None:
+    """Reserve room; where the system has no call for that, by zeros."""
     if sys.platform != "darwin":
         try:
             os.posix_fallocate(fd, 0, size_bytes)
-            if not filled:
-                return
+            return
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
                 raise
-    for offset in range(0, size_bytes, len(_ZEROS)):
-        _write_all(fd, _ZEROS[: size_bytes - offset], offset)
+    _write_zeros(fd, 0, size_bytes)
+
+
+def _write_zeros(fd: int, offset: int, size_bytes: int) -> None:
+    for done in range(0, size_bytes, len(_ZEROS)):
+        _write_all(fd, _ZEROS[: size_bytes - done], offset + done)
 
 
 def _drop_cached(fd: int, start: int, end: int) -> None:
@@ -329,17 +327,22 @@ class OsDisk:
             missing -= len(more)
         return b"".join(parts)
 
-    def create(self, name: str, size_bytes: int, filled: bool = True) -> None:
+    def create(self, name: str, size_bytes: int) -> None:
         """See `IDisk`."""
         path = os.path.join(self.path, name)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         try:
-            _reserve(fd, size_bytes, filled)
+            if size_bytes:
+                _reserve(fd, size_bytes)
         except BaseException:
             os.close(fd)
             os.remove(path)
             raise
         self._keep(name, fd)
+
+    def fill(self, name: str, offset: int, size_bytes: int) -> None:
+        """See `IDisk`."""
+        _write_zeros(self._fd(name), offset, size_bytes)
 
     def write_at(self, name: str, offset: int, data: bytes) -> None:
         """See `IDisk`."""

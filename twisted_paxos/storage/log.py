@@ -51,8 +51,11 @@ READ_CHUNK_BYTES = 256 << 10
 """What one read asks for: neighbouring records come with it."""
 
 FILL_BELOW_BYTES = 128 << 10
-"""A segment is filled with zeros ahead unless records of late were as large as this on average: then
-writing every byte twice costs more than the metadata of each sync."""
+"""A segment is filled with zeros ahead unless records of late were as large as this on average: a sync of
+a block that was only reserved must change metadata as well, but then writing every byte twice costs more."""
+
+FILL_STEP_BYTES = 512 << 10
+"""So much of it at a time, each step synced: records do not wait for more than one step."""
 
 _GRAIN_BYTES = 4096
 
@@ -205,6 +208,7 @@ class SegmentedLog:
         self._segments = state.segments
         self._segment_bytes = segment_bytes
         self._reserved: dict[int, int] = {}
+        self._fill_from = -1  # where the next segment has no zeros yet; -1: none are wanted
         self._full_at = 0
         self.used_bytes = sum(segment.used_bytes for segment in state.segments)
 
@@ -229,8 +233,10 @@ class SegmentedLog:
         return Floor(self.last.id, self.synced)
 
     @property
-    def wants_reserve(self) -> bool:
-        """The current segment is half full and the next not reserved yet; asked once a segment."""
+    def wants_upkeep(self) -> bool:
+        """The next segment lacks zeros, or the current one is half full and the next not reserved yet."""
+        if self._fill_from >= 0:
+            return True
         last = self.last
         return (
             last.used_bytes * 2 > last.size_bytes
@@ -275,25 +281,39 @@ class SegmentedLog:
         if self._reserved.get(segment, 0) < needed:
             if self._reserved.pop(segment, 0):
                 self._disk.remove(draft_name(segment))
-            self._disk.create(draft_name(segment), needed, self._fills)
+                self._fill_from = -1
+            self._disk.create(draft_name(segment), needed)
             self._reserved[segment] = needed
             self._disk.sync(draft_name(segment))
         return self._reserved[segment]
 
-    def reserve_ahead(self) -> bool:
-        """Reserve the next segment before it is needed; False when there is no room.
+    def upkeep(self) -> bool:
+        """One step of what `wants_upkeep` tells of; False when there is no room for the next segment.
 
         Raises:
             OSError: anything but no room.
         """
+        following = self.last.id + 1
+        if self._fill_from >= 0:
+            self._fill(following)
+            return True
         self._full_at = self.last.id
         try:
-            self.reserve(self.last.id + 1)
+            self.reserve(following)
         except OSError as error:
             if not is_full(error):
                 raise
             return False
+        self._fill_from = 0 if self._fills else -1
         return True
+
+    def _fill(self, segment: int) -> None:
+        """Write some of the zeros of a segment that is reserved."""
+        start, size_bytes = self._fill_from, self._reserved[segment]
+        end = min(start + FILL_STEP_BYTES, size_bytes)
+        self._disk.fill(draft_name(segment), start, end - start)
+        self._disk.sync(draft_name(segment))
+        self._fill_from = end if end < size_bytes else -1
 
     def plan(self) -> Plan:
         """An empty plan for the next group commit; only one is made at a time."""
@@ -357,6 +377,7 @@ class SegmentedLog:
         self._disk.sync_dir()
         self._end(self.last, part.first_sequence)
         del self._reserved[part.segment]
+        self._fill_from = -1
         self._segments.append(Segment(part.segment, part.size_bytes, part.first_sequence))
         self.used_bytes += HEADER_BYTES
 

@@ -77,7 +77,7 @@ class IStorageBackend(ISnapshotBackend):
         """See `IAcceptorStorage.read_chosen`."""
 
     def upkeep() -> str:
-        """Work that needs no haste, after a commit; returns a warning for the operator, or nothing."""
+        """A step of work that needs no haste; returns a warning for the operator, or nothing."""
 
     def set_aside() -> str:
         """See `IAcceptorStorage`."""
@@ -409,6 +409,7 @@ class QueuedStorage:
         if warning:
             # Not as ``warning=``: Twisted gives that key a meaning of its own.
             log.warn("{storage}: {advice}", storage=self.description, advice=warning)
+        self._go_on()
 
     def _upkeep_failed(self, failure: Failure) -> None:
         # The next write fails with the same error, and it has a caller who stops the node.

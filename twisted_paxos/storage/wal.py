@@ -273,7 +273,7 @@ class FileBackend:
         self._save(promised, identity)
         self._log.execute(plan, chosen_upto)
         self.log_bytes = self._log.used_bytes
-        self.wants_upkeep = self._log.wants_reserve
+        self.wants_upkeep = self._log.wants_upkeep
         return outcomes
 
     def append(self, records: Sequence[Record], chosen_upto: int) -> Append | None:
@@ -295,7 +295,7 @@ class FileBackend:
             return None
         append = self._log.append(plan, chosen_upto)
         self.log_bytes = self._log.used_bytes
-        self.wants_upkeep = self._log.wants_reserve
+        self.wants_upkeep = self._log.wants_upkeep
         return append
 
     def _take(self, plan: Plan, write: Write, promised: ProposalID) -> tuple[StorageFull | None, ProposalID]:
@@ -367,11 +367,11 @@ class FileBackend:
         self._disk.sync_dir()
 
     def upkeep(self) -> str:
-        """Reserve the next segment ahead; see `IStorageBackend`."""
-        reserved = self._log.reserve_ahead()
-        self.wants_upkeep = False
+        """Make the next segment ahead, step by step; see `IStorageBackend`."""
+        has_room = self._log.upkeep()
+        self.wants_upkeep = self._log.wants_upkeep
         return (
-            "" if reserved else "the disk is full: make room before the current log segment is full as well"
+            "" if has_room else "the disk is full: make room before the current log segment is full as well"
         )
 
     def close(self) -> None:

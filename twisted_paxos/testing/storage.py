@@ -183,7 +183,7 @@ class SimulatedDisk:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return bytes(self._file(name).data[offset : offset + size_bytes])
 
-    def create(self, name: str, size_bytes: int, filled: bool = True) -> None:
+    def create(self, name: str, size_bytes: int) -> None:
         """See `IDisk`."""
         self._change()
         if name in self._files:
@@ -191,6 +191,10 @@ class SimulatedDisk:
         self._need(size_bytes)
         file = self._files[name] = _File()
         file.resize(size_bytes)
+
+    def fill(self, name: str, offset: int, size_bytes: int) -> None:
+        """See `IDisk`."""
+        self.write_at(name, offset, bytes(size_bytes))
 
     def write_at(self, name: str, offset: int, data: bytes) -> None:
         """See `IDisk`."""
