@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+from random import Random
+
 import msgspec
 from msgspec import Raw, msgpack
 from twisted.trial.unittest import SynchronousTestCase
@@ -23,6 +26,7 @@ from twisted_paxos.statemachine.kvcommands import (
     prefix_end,
 )
 from twisted_paxos.statemachine.kvlimits import TXN_DEPTH_MAX, VERSION_OVERHEAD_BYTES, KvLimits
+from twisted_paxos.statemachine.kvsnapshot import Body, Changes
 from twisted_paxos.statemachine.machine import IStateMachine, ITypedMachine
 from twisted_paxos.statemachine.watches import WatchRequest
 
@@ -419,6 +423,18 @@ class LimitTests(SynchronousTestCase):
         self.assertEqual(one.kv.hash(), two.kv.hash())
 
 
+def changes_of(data: bytes) -> list[list[KeyValue]]:
+    """The records of each frame of changes in a snapshot."""
+    frames = []
+    while data:
+        length = 4 + int.from_bytes(data[:4], "big")
+        body = msgpack.decode(data[4:length], type=Body)
+        if isinstance(body, Changes):
+            frames.append(body.kvs)
+        data = data[length:]
+    return frames
+
+
 class SnapshotTests(SynchronousTestCase):
     """`KeyValueStore.snapshot` and `restore`; the model's tests try many more states."""
 
@@ -471,6 +487,32 @@ class SnapshotTests(SynchronousTestCase):
         store.put(b"k", b"x" * 1_000_000)
         self.assertLessEqual(max(map(len, store.kv.snapshot())), 65_536)
         self.assertEqual(reopened(store).values(), store.values())
+
+    def test_frames_end_by_the_versions_alone(self) -> None:
+        """A frame ends at so many records or bytes, in whatever stretches they were found."""
+        step = 7
+        ends = {"records": 0, "bytes": 0}
+        for seed in range(40):
+            random = Random(seed)
+            store = Store()
+            for _ in range(120):
+                key, fate = b"k%d" % random.randrange(20), random.random()
+                if fate < 0.1:
+                    store.delete(b"k", b"k%d" % random.randrange(20))
+                elif fate < 0.2:
+                    store.do(Txn((), tuple(Put(b"t%d" % n, key) for n in range(random.randrange(1, 20)))))
+                else:
+                    store.put(key, b"v" * random.choice((5, 5, 5, 30_000, 70_000)))
+            if seed % 2:
+                store.compact(random.randrange(2, store.kv.revision))
+            for kvs, following in pairwise(changes_of(b"".join(store.kv.snapshot(step)))):
+                sizes = [len(kv.key) + len(kv.value) for kv in kvs]
+                why = "bytes" if sum(sizes) >= 65_536 else "records"
+                ends[why] += bool(following)
+                self.assertLess(sum(sizes[:-1]), 65_536)
+                self.assertTrue(len(kvs) == step or why == "bytes", f"seed {seed}")
+                self.assertLessEqual(len(kvs), step)
+        self.assertGreater(min(ends.values()), 100)
 
     def test_damage(self) -> None:
         """A snapshot that is cut off, changed, or something else is refused, and the state stays."""

@@ -152,13 +152,17 @@ def _keys_at(mvcc: Mvcc, revision: int, step: int) -> Iterator[list[KeyValue]]:
 
 def _changes(mvcc: Mvcc, first: int, last: int, step: int) -> Iterator[list[KeyValue]]:
     """The changes of revisions ``first`` to ``last``, by stretches."""
-    changes: list[KeyValue] = []
-    for revision in range(first, last + 1):
-        changes += mvcc.log.entry(revision)
-        if len(changes) >= step:
-            yield changes
+    for start in range(first, last + 1, step):
+        end = min(start + step, last + 1)
+        changes = mvcc.log.single_changes(start, end)
+        if changes is None:
             changes = []
-    yield changes
+            for revision in range(start, end):
+                changes += mvcc.log.entry(revision)
+                if len(changes) >= step:
+                    yield changes
+                    changes = []
+        yield changes
 
 
 def _gathered(stretches: Iterable[list[KeyValue]], step: int) -> Iterator[list[KeyValue] | None]:
@@ -167,6 +171,17 @@ def _gathered(stretches: Iterable[list[KeyValue]], step: int) -> Iterator[list[K
     size_bytes = 0
     for kvs in stretches:
         silent = True
+        stretch_bytes = sum([len(kv.key) + len(kv.value) for kv in kvs])
+        if len(gathered) + len(kvs) < step and size_bytes + stretch_bytes < PIECE_BYTES:
+            # No frame ends here.
+            gathered += kvs
+            size_bytes += stretch_bytes
+            yield None
+            continue
+        if not gathered and len(kvs) == step and stretch_bytes < PIECE_BYTES:
+            # Small changes of a revision each: a stretch is a frame.
+            yield kvs
+            continue
         for kv in kvs:
             gathered.append(kv)
             size_bytes += len(kv.key) + len(kv.value)

@@ -57,6 +57,13 @@ class RevisionLog:
         assert entry is not None
         return entry if type(entry) is tuple else (entry,)  # type: ignore[return-value]
 
+    def single_changes(self, start: int, end: int) -> list[KeyValue] | None:
+        """The changes of revisions ``start`` to ``end`` (not included); None when one of them has several."""
+        assert start >= self.first
+        offset = self._gone - self.first
+        entries = self._entries[start + offset : end + offset]
+        return None if tuple in set(map(type, entries)) else entries  # type: ignore[return-value]
+
     def freed_upto(self, revision: int) -> int:
         """The running sum at ``revision``, which must be between ``first`` and ``last``."""
         assert revision >= self.first
