@@ -40,7 +40,8 @@ NEVER_COMPACTED = -1
 _SHARDS = 64
 _SHARD_MASK = _SHARDS - 1
 _TUPLE_MAX = 8
-_TRIM_FRACTION = 512
+_TRIM_FRACTION = 64
+_SWEEP_RUN = 64
 _mod_revision = attrgetter("mod_revision")
 
 
@@ -301,6 +302,13 @@ class Mvcc:
         """Clean memory of what is compacted, ``events_max`` versions at most; not while a view is read."""
         log = self.log
         while events_max > 0 and not self.frozen and log.first < self.compact_revision:
+            if not self._offset:
+                kvs = log.first_singles(min(_SWEEP_RUN, events_max, self.compact_revision - log.first))
+                if kvs:
+                    self._forget_before_each(kvs)
+                    log.forget_first(len(kvs))
+                    events_max -= len(kvs)
+                    continue
             entry = log.entry(log.first)
             upto = min(len(entry), self._offset + events_max)
             for kv in entry[self._offset : upto]:
@@ -310,6 +318,16 @@ class Mvcc:
             if upto == len(entry):
                 log.forget_first()
                 self._offset = 0
+
+    def _forget_before_each(self, kvs: list[KeyValue]) -> None:
+        """`_forget_before` for each of ``kvs``, versions that follow each other."""
+        keys = [kv.key for kv in kvs]
+        if keys.count(keys[-1]) == len(keys):
+            # A key that changes all the time: the last one superseded all that the others did, and them.
+            self._forget_before(kvs[-1])
+            return
+        for kv in kvs:
+            self._forget_before(kv)
 
     def _forget_before(self, kv: KeyValue) -> None:
         """Drop the versions that ``kv`` superseded, and ``kv`` itself when it is a deletion."""

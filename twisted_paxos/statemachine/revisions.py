@@ -64,6 +64,12 @@ class RevisionLog:
         entries = self._entries[start + offset : end + offset]
         return None if tuple in set(map(type, entries)) else entries  # type: ignore[return-value]
 
+    def first_singles(self, count: int) -> list[KeyValue]:
+        """The changes of the first revisions, at most ``count``, up to the first one with several changes."""
+        entries = self._entries[self._gone : self._gone + count]
+        types = list(map(type, entries))
+        return entries[: types.index(tuple)] if tuple in types else entries  # type: ignore[return-value]
+
     def freed_upto(self, revision: int) -> int:
         """The running sum at ``revision``, which must be between ``first`` and ``last``."""
         assert revision >= self.first
@@ -74,11 +80,11 @@ class RevisionLog:
         place = bisect_left(self._freed, freed_bytes, lo=self._gone)
         return place + self.first - self._gone
 
-    def forget_first(self) -> None:
-        """Forget the lowest revision."""
-        self._entries[self._gone] = None
-        self._gone += 1
-        self.first += 1
+    def forget_first(self, count: int = 1) -> None:
+        """Forget the lowest revisions."""
+        self._entries[self._gone : self._gone + count] = [None] * count
+        self._gone += count
+        self.first += count
         # In large steps: taking one from the front of a list moves all others.
         if self._gone >= _TRIM_MIN and self._gone * 4 >= len(self._entries):
             del self._entries[: self._gone]
