@@ -37,7 +37,7 @@ CLIENT = "0123456789abcdef"
 
 def fill(state: ReplicatedState, keys: int) -> tuple[float, float]:
     """Put ``keys`` different keys, out of order; CPU seconds in all, and of the longest slot."""
-    state.apply(1, Value(time_ms=1, commands=(Command(CLIENT, 0, 0, OPEN_SESSION),)))
+    state.apply(1, Value.of(1, (Command(CLIENT, 0, 0, OPEN_SESSION),)))
     value, step = b"v" * VALUE_BYTES, 7_919 if keys % 7_919 else 7_907
     total_s = longest_s = 0.0
     for number, first in enumerate(range(0, keys, BATCH), 2):
@@ -48,7 +48,7 @@ def fill(state: ReplicatedState, keys: int) -> tuple[float, float]:
             for at in range(first, min(first + BATCH, keys))
         )
         start_s = time.thread_time()
-        state.apply(number, Value(time_ms=number, commands=commands))
+        state.apply(number, Value.of(number, commands))
         took_s = time.thread_time() - start_s
         total_s, longest_s = total_s + took_s, max(longest_s, took_s)
     return total_s, longest_s

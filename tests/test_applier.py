@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from msgspec import Raw
@@ -13,7 +14,7 @@ from tests.core.transcript import ballot, command
 from tests.protocols.fakes import HeldStorage
 from twisted_paxos import applier as applier_module
 from twisted_paxos.applier import RETRY_S, Applier
-from twisted_paxos.core.messages import Command, SlotEntry, encode_value
+from twisted_paxos.core.messages import Command, OfRun, SlotEntry, encode_value
 from twisted_paxos.errors import StorageDamaged
 from twisted_paxos.statemachine.commands import OPEN_SESSION, Result
 from twisted_paxos.statemachine.opaque import OpaqueLog
@@ -39,6 +40,11 @@ class Owner:
         self.told.append([(one.sequence, one.slot, one.error) for one in results])
 
 
+def named(runs: Sequence[OfRun]) -> list[tuple[OfRun, int]]:
+    """The number of each command, with its run."""
+    return [(run, run.sequence + place) for run in runs for place in range(len(run.payloads))]
+
+
 class ApplierTests(SynchronousTestCase):
     """An applier over storage that the test holds."""
 
@@ -58,8 +64,8 @@ class ApplierTests(SynchronousTestCase):
             self.clock,
             self.storage,
             ReplicatedState(OpaqueLog()),
-            lambda commands: [self.owners.pop((one.client, one.sequence), None) for one in commands],
-            lambda entry, applied: self.applied.append([one.sequence for one in applied.numbered]),
+            lambda runs: [self.owners.pop((run.client, number), None) for run, number in named(runs)],
+            lambda entry, applied: self.applied.append([number for _, number in named(applied.runs)]),
             self.fail_with,
             lambda: self.stored_upto,
         )

@@ -17,7 +17,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from twisted_paxos.core.histogram import Histogram
-from twisted_paxos.core.messages import Numbered, SlotEntry
+from twisted_paxos.core.messages import OfRun, SlotEntry
 from twisted_paxos.errors import StorageDamaged
 from twisted_paxos.interfaces import IAcceptorStorage
 from twisted_paxos.statemachine.commands import Result
@@ -66,7 +66,7 @@ class Applier:
         clock: IReactorTime,
         storage: IAcceptorStorage,
         state: ReplicatedState,
-        owners_of: Callable[[Sequence[Numbered]], Sequence[Any]],
+        owners_of: Callable[[Sequence[OfRun]], Sequence[Any]],
         applied: Callable[[SlotEntry, Applied], None],
         failed: Callable[[str | Failure], None],
         stored_upto: Callable[[], int],
@@ -219,7 +219,7 @@ class Applier:
             applied = self.state.apply_encoded(entry.slot, entry.value)
         except msgspec.DecodeError as error:
             raise StorageDamaged(f"the value chosen in slot {entry.slot} is no value: {error}") from None
-        owners = self._owners_of(applied.numbered)
+        owners = self._owners_of(applied.runs)
         if owners:
             _share_out(owners, applied.results, results)
         for listener in self.listeners:

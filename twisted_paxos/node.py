@@ -636,7 +636,7 @@ class PersistentPaxosNode(Service):
     # -- chosen slots
 
     def _applied(self, entry: SlotEntry, applied: Applied) -> None:
-        self.replica.applied(applied.numbered, self.state.log_time_ms, self.machine.deadline_ms)
+        self.replica.applied(applied.runs, self.state.log_time_ms, self.machine.deadline_ms)
         # What was known before this start was printed then.
         if self.config.print_chosen and entry.slot > self._recovered_upto:
             for index, command in enumerate(applied.commands):

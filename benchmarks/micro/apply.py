@@ -20,7 +20,7 @@ from twisted_paxos.statemachine.sessions import Sessions
 def apply_batches(loops: int, machine: IStateMachine, keys: int) -> float:
     """Seconds to decode and apply ``loops`` values of one batch each, as a node does."""
     state = ReplicatedState(machine)
-    state.apply(1, Value(time_ms=1, commands=(Command(CLIENT, 0, 0, OPEN_SESSION),)))
+    state.apply(1, Value.of(1, (Command(CLIENT, 0, 0, OPEN_SESSION),)))
     took_s = 0.0
     for number in range(loops):
         value = encode_value(number + 2, puts(number * BATCH, keys))

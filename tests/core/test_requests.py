@@ -10,7 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.core.transcript import ballot, command, lines, steady
 from twisted_paxos.core import limits
 from twisted_paxos.core.ballot import NO_BALLOT, ProposalID
-from twisted_paxos.core.messages import Command, ForwardReply
+from twisted_paxos.core.messages import Command, ForwardReply, runs_of
 from twisted_paxos.core.requests import APPLY_WAIT_S, REFUSED_WAIT_S, Requests
 from twisted_paxos.errors import Overloaded, ValueTooLarge
 
@@ -117,9 +117,9 @@ class RequestsTests(SynchronousTestCase):
         """Of a slot's commands those that somebody waits for here; nothing at all when nobody waits."""
         self.submit(1, owner="first")
         self.submit(3, owner="third")
-        commands = [Command("c", sequence, 1, Raw(b"1")) for sequence in (1, 2, 3)]
-        self.assertEqual(self.requests.owners_of(commands), ["first", None, "third"])
-        self.assertEqual(self.requests.owners_of(commands), [])
+        runs = runs_of([Command("c", sequence, 1, Raw(b"1")) for sequence in (1, 2, 3)])
+        self.assertEqual(self.requests.owners_of(runs), ["first", None, "third"])
+        self.assertEqual(self.requests.owners_of(runs), [])
 
     def test_forgottenOwnerIsNotTriedFor(self) -> None:
         """A client that went away leaves nothing behind."""

@@ -10,7 +10,7 @@ from msgspec import Raw
 from twisted.trial.unittest import SynchronousTestCase
 
 from twisted_paxos.core import limits
-from twisted_paxos.core.messages import Command, Value, encode_value
+from twisted_paxos.core.messages import Command, Replace, Value, encode_change, encode_value
 from twisted_paxos.statemachine import kv
 from twisted_paxos.statemachine.commands import OPEN_SESSION, Context, Result, encode_opaque
 from twisted_paxos.statemachine.kv import KeyValueStore
@@ -97,7 +97,7 @@ class Log:
         if rng.random() < 0.05 or not self._time_ms:
             commands[:0] = [Command(client, 0, 0, OPEN_SESSION) for client in "cd"]
         self._time_ms += rng.randrange(1, 1_000)
-        return Value(time_ms=self._time_ms, commands=tuple(commands))
+        return Value.of(self._time_ms, commands)
 
 
 class SameTests(SynchronousTestCase):
@@ -153,7 +153,7 @@ class ApplyTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.state = ReplicatedState(KeyValueStore())
-        self.state.apply(1, Value(time_ms=1, commands=(OPENING,)))
+        self.state.apply(1, Value.of(1, (OPENING,)))
 
     def test_countsAndCommands(self) -> None:
         """Commands that applied are told as they stand in the log, without repetitions and refusals."""
@@ -174,7 +174,7 @@ class ApplyTests(SynchronousTestCase):
         restored = ReplicatedState(KeyValueStore())
         for _ in restored.restore(iter(list(self.state.snapshot(())))):
             pass
-        self.assertEqual(restored.apply(5, Value(time_ms=5, commands=(put(4),))).results, [run.results[3]])
+        self.assertEqual(restored.apply(5, Value.of(5, (put(4),))).results, [run.results[3]])
 
     def test_oneBadPayload(self) -> None:
         """A payload that cannot be decoded fails alone."""
@@ -189,7 +189,7 @@ class ApplyTests(SynchronousTestCase):
         self.patch(kv, "_is_plain", lambda payload: looks.append(payload) or True)
         state = ReplicatedState(KeyValueStore(SMALL))
         commands = tuple(put(number) for number in range(1, 300))
-        state.apply(1, Value(time_ms=1, commands=(OPENING,)))
+        state.apply(1, Value.of(1, (OPENING,)))
         state.apply_encoded(2, encode_value(2, commands))
         self.assertEqual(len(looks), len(commands))
 
@@ -198,6 +198,17 @@ class ApplyTests(SynchronousTestCase):
         with self.assertRaises(msgspec.DecodeError):
             self.state.apply_encoded(2, Raw(b'{"time_ms":-1}'))
         self.assertEqual(self.state.applied_upto, 1)
+
+    def test_valuesOfOtherVersions(self) -> None:
+        """A field that is not known makes it no value, rather than one without commands."""
+        with self.assertRaises(msgspec.DecodeError):
+            self.state.apply_encoded(2, Raw(b'{"time_ms":5,"commands":[["c",1,1,"x"]]}'))
+        self.assertEqual(self.state.applied_upto, 1)
+
+    def test_changeOfMembers(self) -> None:
+        """It is nothing to the state machine, but log time."""
+        applied = self.state.apply_encoded(2, encode_change(7, Replace("A", "old", "new")))
+        self.assertEqual((applied.count, applied.results, self.state.log_time_ms), (0, [], 7))
 
     def test_otherMachines(self) -> None:
         """A state machine that takes payloads as they are gets them so."""

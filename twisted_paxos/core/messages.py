@@ -8,13 +8,14 @@ Every message travels in an `Envelope`, which says who speaks.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, NamedTuple, Protocol, TypeAlias
+from typing import Annotated, Any, NamedTuple, Protocol, Self, TypeAlias
 
 import msgspec
 from msgspec import Meta, Raw, Struct
 
 from twisted_paxos.core import limits
 from twisted_paxos.core.ballot import NO_BALLOT, ProposalID
+from twisted_paxos.core.runs import client_runs
 
 Count: TypeAlias = Annotated[int, Meta(ge=0, le=limits.NUMBER_MAX)]
 """A number on the wire: never negative, never more than storage can keep."""
@@ -61,6 +62,76 @@ class Numbered(Protocol):
         """Everything below is done with."""
 
 
+class CommandRun(Struct, frozen=True, array_like=True, gc=False):
+    """Commands of one client whose numbers follow each other: what a slot holds.
+
+    Attributes:
+        client: see `Command`.
+        sequence: the number of the first one.
+        floor: the highest of theirs; of several commands never above ``sequence``, so that none of them
+            is done with because of another.
+        payloads: of each.
+    """
+
+    client: Word
+    sequence: Count
+    floor: Count
+    payloads: Annotated[tuple[Raw, ...], Meta(min_length=1)]
+
+
+class OfRun(Protocol):
+    """A `CommandRun`, whatever its payloads are decoded as."""
+
+    @property
+    def client(self) -> str:
+        """The session's id."""
+
+    @property
+    def sequence(self) -> int:
+        """The number of the first command."""
+
+    @property
+    def floor(self) -> int:
+        """Everything below is done with."""
+
+    @property
+    def payloads(self) -> Sequence[Any]:
+        """The commands themselves."""
+
+
+def runs_of(commands: Sequence[Command]) -> tuple[CommandRun, ...]:
+    """Runs of ``commands``, in their order, each as long as it can be."""
+    if len(commands) == 1:
+        one = commands[0]
+        return (CommandRun(one.client, one.sequence, one.floor, (one.payload,)),)
+    runs: list[CommandRun] = []
+    for client, start, end in client_runs(commands):
+        while start < end:
+            first = commands[start].sequence
+            upto = _end_of_run(commands, start, end)
+            floor = max([command.floor for command in commands[start:upto]])
+            payloads = tuple([command.payload for command in commands[start:upto]])
+            runs.append(CommandRun(client, first, floor, payloads))
+            start = upto
+    return tuple(runs)
+
+
+def _end_of_run(commands: Sequence[Command], start: int, end: int) -> int:
+    """How far the run that begins at ``start`` goes; from there to ``end`` all are of one client."""
+    first = commands[start].sequence
+    part = commands[start:end]
+    if [command.sequence for command in part] == list(range(first, first + len(part))) and (
+        max([command.floor for command in part]) <= first
+    ):
+        return end  # the usual case
+    upto = start + 1
+    if commands[start].floor > first:
+        return upto
+    while upto < end and commands[upto].sequence == first + upto - start and commands[upto].floor <= first:
+        upto += 1
+    return upto
+
+
 class Replace(Struct, frozen=True):
     """From ALPHA slots later on, incarnation ``new`` votes for ``uid`` in place of ``old``.
 
@@ -72,18 +143,36 @@ class Replace(Struct, frozen=True):
     new: Word
 
 
-class Value(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Value(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """What one slot holds: a batch of commands, empty for a no-op, or a change of members.
+
+    One with a field of another version is no value: to pass over it would be to apply something else.
 
     Attributes:
         replace: the change; it stands first, so that `is_change` need not decode the rest.
         time_ms: the leader's stamp; log time is the highest one so far along the log (a no-op has 0).
-        commands: in the order in which they apply.
+        runs: the commands, in the order in which they apply.
     """
 
     replace: Replace | None = None
     time_ms: Count
-    commands: tuple[Command, ...] = ()
+    runs: tuple[CommandRun, ...] = ()
+
+    @classmethod
+    def of(cls, time_ms: int, commands: Sequence[Command]) -> Self:
+        """A batch of these commands."""
+        return cls(time_ms=time_ms, runs=runs_of(commands))
+
+    @property
+    def commands(self) -> tuple[Command, ...]:
+        """One by one; made when asked for."""
+        return tuple(
+            [
+                Command(run.client, sequence, run.floor, payload)
+                for run in self.runs
+                for sequence, payload in enumerate(run.payloads, run.sequence)
+            ]
+        )
 
 
 _encode = msgspec.json.Encoder().encode
@@ -92,7 +181,7 @@ _decode_value = msgspec.json.Decoder(Value).decode
 
 def encode_value(time_ms: int, commands: Sequence[Command]) -> Raw:
     """The bytes of a slot's value; made once, never encoded again on its way."""
-    return Raw(_encode(Value(time_ms=time_ms, commands=tuple(commands))))
+    return Raw(_encode(Value.of(time_ms, commands)))
 
 
 _CHANGE = b'{"replace":'

@@ -34,7 +34,7 @@ from twisted_paxos.core.messages import (
     Entry,
     Message,
     Nack,
-    Numbered,
+    OfRun,
     Prepare,
     Promise,
     Replace,
@@ -415,10 +415,11 @@ class Proposer:
         """How many slots are proposed and not chosen."""
         return len(self._in_flight)
 
-    def applied(self, commands: Sequence[Numbered]) -> None:
+    def applied(self, runs: Sequence[OfRun]) -> None:
         """These were applied: a repetition is now told apart by the state machine's sessions."""
         if self._taken:
-            self._taken.discard(commands)
+            for run in runs:
+                self._taken.discard_of(run.client, range(run.sequence, run.sequence + len(run.payloads)))
 
     @property
     def highest_proposed(self) -> int:

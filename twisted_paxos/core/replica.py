@@ -32,7 +32,7 @@ from twisted_paxos.core.messages import (
     Heartbeat,
     HeartbeatReply,
     Nack,
-    Numbered,
+    OfRun,
     Prepare,
     Promise,
     Replace,
@@ -537,12 +537,10 @@ class Replica:
         """Begin a linearizable read; see `Reads.ask`."""
         return self.reads.ask(self.leader, now_s)
 
-    def applied(
-        self, commands: Sequence[Numbered], log_time_ms: int, wanted_time_ms: int | None = None
-    ) -> None:
+    def applied(self, runs: Sequence[OfRun], log_time_ms: int, wanted_time_ms: int | None = None) -> None:
         """A slot was applied here; the state machine waits for log time ``wanted_time_ms``, if any."""
         self.proposer.wanted_time_ms = wanted_time_ms
-        self.proposer.applied(commands)
+        self.proposer.applied(runs)
         self.requests.forget_taken()
         self.proposer.clock.logged(log_time_ms)
 

@@ -18,7 +18,7 @@ from msgspec import Raw
 from twisted_paxos.core import limits
 from twisted_paxos.core.ballot import NO_BALLOT, ProposalID
 from twisted_paxos.core.effects import NOTHING, Effects, Send
-from twisted_paxos.core.messages import Command, Forward, ForwardReply, Numbered
+from twisted_paxos.core.messages import Command, Forward, ForwardReply, OfRun
 from twisted_paxos.core.proposer import COMMAND_OVERHEAD_BYTES
 from twisted_paxos.core.runs import client_runs
 from twisted_paxos.core.timing import RetryTimer
@@ -178,16 +178,17 @@ class Requests:
             del self._waiting[client]
         return [owner for _, owner in gone]
 
-    def owners_of(self, commands: Sequence[Numbered]) -> list[Any]:
+    def owners_of(self, runs: Sequence[OfRun]) -> list[Any]:
         """`applied` for all commands of a slot; an empty list, quickly, when nobody waits for anything."""
         if not self._count:
             return []
         owners: list[Any] = []
-        for client, start, end in client_runs(commands):
-            if end - start == 1:
-                owners.append(self.applied((client, commands[start].sequence)))
+        for run in runs:
+            count = len(run.payloads)
+            if count == 1:
+                owners.append(self.applied((run.client, run.sequence)))
             else:
-                owners += self._pop(client, [command.sequence for command in commands[start:end]])
+                owners += self._pop(run.client, range(run.sequence, run.sequence + count))
         return owners
 
     def forget_taken(self) -> None:

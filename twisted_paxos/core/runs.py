@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol, TypeVar
 
 
@@ -86,13 +86,14 @@ class Names:
     def discard(self, items: Sequence[Numbered]) -> None:
         """Take out the names of ``items``, those that are in here."""
         for client, start, end in client_runs(items):
-            known = self._by_client.get(client)
-            if known is not None:
-                before = len(known)
-                if end - start == 1:
-                    known.discard(items[start].sequence)
-                else:
-                    known.difference_update([item.sequence for item in items[start:end]])
-                self._count -= before - len(known)
-                if not known:
-                    del self._by_client[client]
+            self.discard_of(client, [item.sequence for item in items[start:end]])
+
+    def discard_of(self, client: str, sequences: Collection[int]) -> None:
+        """Take out those of ``client``'s ``sequences`` that are in here."""
+        known = self._by_client.get(client)
+        if known is not None:
+            before = len(known)
+            known.difference_update(sequences)
+            self._count -= before - len(known)
+            if not known:
+                del self._by_client[client]

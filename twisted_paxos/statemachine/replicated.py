@@ -13,13 +13,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, Generic, NamedTuple, TypeVar
+from itertools import count, repeat
+from typing import Annotated, Any, Generic, NamedTuple, TypeVar
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Meta, Raw, Struct
 
-from twisted_paxos.core.messages import Command, Count, Numbered, Slot, Uid, Value, Word, decode_value
-from twisted_paxos.core.runs import client_runs
+from twisted_paxos.core.messages import (
+    Command,
+    Count,
+    Numbered,
+    OfRun,
+    Slot,
+    Uid,
+    Value,
+    Word,
+    decode_value,
+)
 from twisted_paxos.statemachine.commands import Context, Result
 from twisted_paxos.statemachine.machine import IStateMachine, ITypedMachine
 from twisted_paxos.statemachine.sessions import SavedSession, Sessions
@@ -43,20 +53,28 @@ class Header(Struct, frozen=True):
 P = TypeVar("P")
 
 
-class TypedCommand(Struct, Generic[P], frozen=True, array_like=True, gc=False):
-    """A `Command` whose payload is decoded as well."""
+class TypedRun(Struct, Generic[P], frozen=True, array_like=True, gc=False):
+    """A `CommandRun` whose payloads are decoded as well."""
 
     client: Word
     sequence: Count
     floor: Count
-    payload: P
+    payloads: Annotated[list[P], Meta(min_length=1)]
 
 
-class TypedValue(Struct, Generic[P], frozen=True, kw_only=True):
-    """A `Value` of such commands."""
+class TypedValue(Struct, Generic[P], frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A `Value` of such runs, without a change of members."""
 
     time_ms: Count
-    commands: tuple[TypedCommand[P], ...] = ()
+    runs: tuple[TypedRun[P], ...] = ()
+
+
+class Name(NamedTuple):
+    """Which command, without its payload."""
+
+    client: str
+    sequence: int
+    floor: int
 
 
 class Run(NamedTuple):
@@ -64,13 +82,14 @@ class Run(NamedTuple):
 
     Attributes:
         slot, first: where the first one was applied.
-        commands: they.
+        client, sequences: which they were.
         data: what the state machine returned for each.
     """
 
     slot: int
     first: int
-    commands: Sequence[Numbered]
+    client: str
+    sequences: range
     data: Sequence[Raw]
 
 
@@ -78,25 +97,25 @@ class Applied:
     """What one slot did.
 
     Args:
-        numbered: the slot's commands, whatever their payloads are decoded as.
+        runs: the slot's commands, whatever their payloads are decoded as.
         as_logged: gives them as they stand in the log.
         parts: what became of them, in order.
         places: the indexes of those that were applied now.
 
     Attributes:
-        numbered: as given.
+        runs: as given.
     """
 
-    __slots__ = ("_as_logged", "_parts", "_places", "numbered")
+    __slots__ = ("_as_logged", "_parts", "_places", "runs")
 
     def __init__(
         self,
-        numbered: Sequence[Numbered],
+        runs: Sequence[OfRun],
         as_logged: Callable[[], Sequence[Command]],
         parts: Sequence[Run | Result],
         places: Sequence[range],
     ) -> None:
-        self.numbered = numbered
+        self.runs = runs
         self._as_logged = as_logged
         self._parts = parts
         self._places = places
@@ -125,9 +144,8 @@ class Applied:
             if isinstance(part, Result):
                 results.append(part)
                 continue
-            slot = part.slot
-            for index, (command, data) in enumerate(zip(part.commands, part.data, strict=True), part.first):
-                results.append(Result(command.client, command.sequence, slot, index, "", data))
+            client, slot, indexes = repeat(part.client), repeat(part.slot), count(part.first)
+            results += map(Result, client, part.sequences, slot, indexes, repeat(""), part.data)
         return results
 
 
@@ -171,8 +189,8 @@ class ReplicatedState:
                 # What one payload is wrong with is the business of that command alone.
                 return self.apply(slot, decode_value(encoded))
             do = partial(self._apply_typed, size_bytes=len(encoded))
-            done = self._apply(slot, value.time_ms, value.commands, do)
-            return Applied(value.commands, lambda: decode_value(encoded).commands, *done)
+            done = self._apply(slot, value.time_ms, value.runs, do)
+            return Applied(value.runs, lambda: decode_value(encoded).commands, *done)
         return self.apply(slot, decode_value(encoded))
 
     @property
@@ -183,8 +201,8 @@ class ReplicatedState:
 
     def apply(self, slot: int, value: Value) -> Applied:
         """`apply_encoded` for a value that is decoded already."""
-        done = self._apply(slot, value.time_ms, value.commands, self._one_by_one)
-        return Applied(value.commands, lambda: value.commands, *done)
+        done = self._apply(slot, value.time_ms, value.runs, self._one_by_one)
+        return Applied(value.runs, lambda: value.commands, *done)
 
     def _one_by_one(self, payloads: Sequence[Raw], context: Context) -> list[Raw]:
         slot, index, time_ms = context.slot, context.index, context.time_ms
@@ -197,7 +215,7 @@ class ReplicatedState:
         self,
         slot: int,
         time_ms: int,
-        commands: Sequence[Any],
+        runs: Sequence[OfRun],
         do: Callable[[Sequence[Any], Context], Sequence[Raw]],
     ) -> tuple[list[Run | Result], list[range]]:
         """The parts and the places of an `Applied`."""
@@ -208,34 +226,40 @@ class ReplicatedState:
         self.machine.advance(Context(slot, -1, time_ms))
         parts: list[Run | Result] = []
         places: list[range] = []
-        for client, start, end in client_runs(commands):
-            run = commands[start:end]
-            sequences = [command.sequence for command in run]
-            if end - start > 1 and sessions.admit_run(client, run, sequences):
-                data = do([command.payload for command in run], Context(slot, start, time_ms))
+        start = 0
+        for run in runs:
+            client, first, payloads = run.client, run.sequence, run.payloads
+            end = start + len(payloads)
+            sequences = range(first, first + len(payloads))
+            if end - start > 1 and sessions.admit_run(client, run.floor, sequences):
+                data = do(payloads, Context(slot, start, time_ms))
                 sessions.remember_run(client, sequences, slot, start, data)
-                parts.append(Run(slot, start, run, data))
+                parts.append(Run(slot, start, client, sequences, data))
                 places.append(range(start, end))
+                start = end
                 continue
-            for index, command in enumerate(run, start):
-                result = sessions.admit(command, slot, index)
+            for index, sequence in enumerate(sequences, start):
+                name = Name(client, sequence, run.floor) if end - start > 1 else run
+                result = sessions.admit(name, slot, index)
                 if result is None:
-                    result = self._apply_one(command, Context(slot, index, time_ms), do)
+                    payload = payloads[index - start]
+                    result = self._apply_one(name, payload, Context(slot, index, time_ms), do)
                     places.append(range(index, index + 1))
                 parts.append(result)
+            start = end
         self.applied_upto = slot
         return parts, places
 
     def _apply_one(
         self,
-        command: Any,
+        name: Numbered,
+        payload: Any,
         context: Context,
         do: Callable[[Sequence[Any], Context], Sequence[Raw]],
     ) -> Result:
-        data = do((command.payload,), context)[0]
-        client, sequence = command.client, command.sequence
-        self.sessions.remember(command, context.slot, context.index, data)
-        return Result(client, sequence, context.slot, context.index, "", data)
+        data = do((payload,), context)[0]
+        self.sessions.remember(name, context.slot, context.index, data)
+        return Result(name.client, name.sequence, context.slot, context.index, "", data)
 
     # -- snapshots
 

@@ -114,13 +114,13 @@ class Sessions:
         """A command that was admitted has been applied, and this is its result."""
         self._sessions[command.client].results[command.sequence] = (slot, index, (data,), 0)
 
-    def admit_run(self, client: str, commands: Sequence[Numbered], sequences: Sequence[int]) -> bool:
+    def admit_run(self, client: str, floor: int, sequences: range) -> bool:
         """Whether all of these commands of one client are to be applied now: the usual case, in few steps.
 
         Args:
             client: whose they are.
-            commands: in their order.
-            sequences: their numbers.
+            floor: of each of them.
+            sequences: their numbers, one after another.
 
         Returns:
             True as if `admit` had been called for each of them and had given None each time; False: call it.
@@ -129,13 +129,9 @@ class Sessions:
         if session is None:
             return False
         results = session.results
-        floors = {command.floor for command in commands}
-        floor = max(floors)
-        lowest = min(sequences)
-        repeated = lowest < max(floor, session.floor, 1) or not results.keys().isdisjoint(sequences)
-        if repeated or len(set(sequences)) != len(sequences):
+        if sequences.start < max(floor, session.floor, 1) or not results.keys().isdisjoint(sequences):
             return False
-        # What the highest floor forgets may not make room for a command before it.
+        # Not what the floor leaves: looking at each of them costs more than room that is seldom missed.
         if len(results) + len(sequences) > limits.SESSION_RESULTS_MAX:
             return False
         if self._frozen is not None:
@@ -146,9 +142,7 @@ class Sessions:
             self._raise_floor(session, floor)
         return True
 
-    def remember_run(
-        self, client: str, sequences: Sequence[int], slot: int, index: int, data: Sequence[Raw]
-    ) -> None:
+    def remember_run(self, client: str, sequences: range, slot: int, index: int, data: Sequence[Raw]) -> None:
         """The results of commands that `admit_run` admitted, and that were applied from ``index`` on.
 
         A list is taken apart, so that nothing is kept for longer than it has to be; see `ITypedMachine`.

@@ -282,7 +282,7 @@ class PureNode:
             key = (command.client, command.sequence)
             if self.replica.requests.applied(key) is not None:
                 self.cluster.acknowledged.add(key)
-        self.replica.applied(value.commands, value.time_ms)
+        self.replica.applied(value.runs, value.time_ms)
 
 
 class PureCluster:
