@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from random import Random
+from typing import Any
 
 from msgspec import Raw
 from twisted.trial.unittest import SynchronousTestCase
@@ -79,3 +80,24 @@ class RunsTests(SynchronousTestCase):
             for run in runs_of(given):
                 self.assertTrue(len(run.payloads) == 1 or run.floor <= run.sequence)
             self.assertEqual(decode_value(encode_value(5, back)).commands, back)
+
+    def test_runsOfAnything(self) -> None:
+        """However the numbers are chosen, a command is looked at a few times, not once for every other."""
+        looks = [0]
+
+        class Looked:
+            """A command that counts how often its number is read."""
+
+            client, floor, payload = "a", 1, Raw(b"0")
+
+            def __init__(self, number: int) -> None:
+                self._number = number
+
+            @property
+            def sequence(self) -> int:
+                looks[0] += 1
+                return self._number
+
+        gaps: Any = [Looked(2 * number + 1) for number in range(2_000)]
+        self.assertEqual(len(runs_of(gaps)), 2_000)
+        self.assertLess(looks[0], 10 * len(gaps))

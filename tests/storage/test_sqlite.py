@@ -165,7 +165,7 @@ class SqliteTests(SynchronousTestCase):
     def test_newer_version(self) -> None:
         """A later format version is refused, and not called damage."""
         self.stopped()
-        self.change("PRAGMA user_version = 2")
+        self.change("PRAGMA user_version = 3")
         error = self.assertRaises(StorageError, self.start)
         self.assertNotIsInstance(error, StorageDamaged)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import gc
+import os
 import sys
 from itertools import pairwise
 from random import Random
@@ -389,27 +391,54 @@ class SegmentTests(SynchronousTestCase):
         return node, filled
 
     def test_filled_step_by_step(self) -> None:
-        """Records go in between the steps, and what lacks some of its zeros is used all the same."""
+        """Records go in between; a segment that is needed early gets the rest of its zeros at once."""
         node, filled = self.half_filled()
-        writing = [node.begin(accepted(slot, size_bytes=60_000)) for slot in range(37, 77)]
-        run_all(node)
-        self.assertEqual(writing, [["done"]] * 40)
-        self.assertEqual(log_of(node).last.id, 2)
+        between = node.begin(accepted(37, size_bytes=60_000))
+        while between == ["waits"]:
+            node.clock.advance(1.0)
         self.assertLess(len(filled), 5)
-        self.assertEqual({name for name, _, _ in filled}, {draft_name(2)})
+        writing = [node.begin(accepted(slot, size_bytes=60_000)) for slot in range(38, 77)]
+        run_all(node)
+        self.assertEqual(writing, [["done"]] * 39)
+        self.assertEqual(log_of(node).last.id, 2)
+        step = FILL_STEP_BYTES
+        self.assertEqual(filled, [(draft_name(2), place * step, step) for place in range(8)])
         self.assertFalse(log_of(node).wants_upkeep)
         node.disk.kill()
         self.assertEqual(sorted(Node(node.disk).start().entries), list(range(1, 77)))
 
     def test_larger_than_what_was_filled(self) -> None:
-        """A record that needs a larger segment than the one being filled gets one, and zeros end there."""
-        node, filled = self.half_filled()
+        """A record that needs a larger segment than the one being filled gets one."""
+        node, _ = self.half_filled()
         node.begin(accepted(37, size_bytes=5 << 20))
         run_all(node)
         self.assertGreater(log_of(node).last.size_bytes, 5 << 20)
-        self.assertLess(len(filled), 5)
+        self.assertFalse(log_of(node).wants_upkeep)
         node.disk.kill()
         self.assertEqual(sorted(Node(node.disk).start().entries), list(range(1, 38)))
+
+    def test_no_room_for_zeros(self) -> None:
+        """Room that was reserved and is not there: the operator is warned, and writing goes on."""
+        node, _ = self.half_filled()
+        fill = node.disk.fill
+
+        def full(name: str, offset: int, size_bytes: int) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        node.disk.fill = full  # type: ignore[method-assign]
+        writing = [node.begin(accepted(slot, size_bytes=60_000)) for slot in range(37, 50)]
+        run_all(node)
+        self.assertEqual(writing, [["done"]] * 13)
+        self.assertNotIn(draft_name(2), node.disk.names())
+        refused = [node.begin(accepted(slot, size_bytes=60_000)) for slot in range(50, 90)]
+        run_all(node)
+        self.assertEqual(refused[-1], ["StorageFull"])
+        node.disk.fill = fill  # type: ignore[method-assign]
+        after = node.begin(accepted(90, size_bytes=60_000))
+        run_all(node)
+        self.assertEqual((after, log_of(node).last.id), (["done"], 2))
+        node.disk.kill()
+        self.assertEqual(max(Node(node.disk).start().entries), 90)
 
     def test_leftover_reservation_is_removed(self) -> None:
         """A reserved segment that was never used is not taken for a part of the log."""

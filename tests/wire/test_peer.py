@@ -97,7 +97,7 @@ def codecs() -> list[PeerCodec]:
 
 def sealed(body: bytes) -> bytes:
     """Any body with the right head and checksum: what a well-meaning stranger could send."""
-    return b"\x01c" + crc32c(body, crc32c(b"\x01c")).to_bytes(4, "big") + body
+    return b"\x02c" + crc32c(body, crc32c(b"\x02c")).to_bytes(4, "big") + body
 
 
 def envelope(message: object) -> bytes:
@@ -128,7 +128,7 @@ class RoundTripTests(SynchronousTestCase):
     def test_workedExample(self) -> None:
         """The example in docs/protocol.md, byte for byte."""
         text = PROTOCOL_MD.read_text("utf-8")
-        head, body = re.findall(r"^    (01 63 [0-9a-f ]+)\n    (\{.*\})$", text, re.MULTILINE)[0]
+        head, body = re.findall(r"^    (02 63 [0-9a-f ]+)\n    (\{.*\})$", text, re.MULTILINE)[0]
         data = PeerCodec("example").encode(sender("A"), Prepare(ballot("3.A"), 7))
         self.assertEqual(data, bytes.fromhex(head) + body.encode())
 
@@ -176,7 +176,7 @@ class RefusalTests(SynchronousTestCase):
     def test_otherVersions(self) -> None:
         """Another version byte is told apart from damage."""
         data = bytearray(PeerCodec(CLUSTER).encode(ME, Fetch(1, 5, 9)))
-        data[0] = 2
+        data[0] += 1
         self.assertEqual(self.reason(PeerCodec(CLUSTER), bytes(data)), "version")
 
     def test_oversized(self) -> None:

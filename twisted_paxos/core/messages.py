@@ -7,7 +7,7 @@ Every message travels in an `Envelope`, which says who speaks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, NamedTuple, Protocol, Self, TypeAlias
 
 import msgspec
@@ -106,30 +106,32 @@ def runs_of(commands: Sequence[Command]) -> tuple[CommandRun, ...]:
         return (CommandRun(one.client, one.sequence, one.floor, (one.payload,)),)
     runs: list[CommandRun] = []
     for client, start, end in client_runs(commands):
-        while start < end:
-            first = commands[start].sequence
-            upto = _end_of_run(commands, start, end)
-            floor = max([command.floor for command in commands[start:upto]])
-            payloads = tuple([command.payload for command in commands[start:upto]])
-            runs.append(CommandRun(client, first, floor, payloads))
-            start = upto
+        part = commands[start:end]
+        first = part[0].sequence
+        sequences = [command.sequence for command in part]
+        floor = max([command.floor for command in part])
+        if floor <= first and sequences == list(range(first, first + len(part))):
+            # The usual case.
+            runs.append(CommandRun(client, first, floor, tuple([command.payload for command in part])))
+        else:
+            runs += _cut(part)
     return tuple(runs)
 
 
-def _end_of_run(commands: Sequence[Command], start: int, end: int) -> int:
-    """How far the run that begins at ``start`` goes; from there to ``end`` all are of one client."""
-    first = commands[start].sequence
-    part = commands[start:end]
-    if [command.sequence for command in part] == list(range(first, first + len(part))) and (
-        max([command.floor for command in part]) <= first
-    ):
-        return end  # the usual case
-    upto = start + 1
-    if commands[start].floor > first:
-        return upto
-    while upto < end and commands[upto].sequence == first + upto - start and commands[upto].floor <= first:
-        upto += 1
-    return upto
+def _cut(commands: Sequence[Command]) -> Iterator[CommandRun]:
+    """`runs_of` for commands of one client, in steps as many as there are commands."""
+    start = floor = 0
+    for place in range(1, len(commands) + 1):
+        first = commands[start].sequence
+        floor = max(floor, commands[place - 1].floor)
+        if place < len(commands):
+            following = commands[place]
+            follows = following.sequence == first + place - start
+            if follows and max(floor, following.floor) <= first:
+                continue
+        payloads = tuple([command.payload for command in commands[start:place]])
+        yield CommandRun(commands[start].client, first, floor, payloads)
+        start, floor = place, 0
 
 
 class Replace(Struct, frozen=True):

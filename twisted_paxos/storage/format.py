@@ -26,7 +26,7 @@ from msgspec import Raw
 from twisted_paxos.core.ballot import ProposalID
 
 RECORD_MAGIC: Final = b"PXR1"
-LOG_VERSION: Final = 1
+LOG_VERSION: Final = 2
 RECORD_HEADER: Final = struct.Struct("<I4sBBHIQQQQQ")
 HEADER_BYTES: Final = RECORD_HEADER.size
 

@@ -272,19 +272,17 @@ class SegmentedLog:
         return last.dirty_bytes
 
     def reserve(self, segment: int, record_bytes: int = 0) -> int:
-        """Make sure that there is a file for a future segment; returns its size in bytes.
+        """Make sure that there is a file for a future segment, with its zeros; returns its size in bytes.
 
         Raises:
             OSError: there is no room, or worse.
         """
         needed = _file_bytes(self._segment_bytes, record_bytes)
         if self._reserved.get(segment, 0) < needed:
-            if self._reserved.pop(segment, 0):
-                self._disk.remove(draft_name(segment))
-                self._fill_from = -1
-            self._disk.create(draft_name(segment), needed)
-            self._reserved[segment] = needed
-            self._disk.sync(draft_name(segment))
+            self._release(segment)
+            self._create(segment, needed)
+        while self._fill_from >= 0:
+            self._fill(segment)
         return self._reserved[segment]
 
     def upkeep(self) -> bool:
@@ -294,18 +292,31 @@ class SegmentedLog:
             OSError: anything but no room.
         """
         following = self.last.id + 1
-        if self._fill_from >= 0:
-            self._fill(following)
-            return True
-        self._full_at = self.last.id
         try:
-            self.reserve(following)
+            if self._fill_from >= 0:
+                self._fill(following)
+            elif following not in self._reserved:
+                self._full_at = self.last.id
+                self._create(following, _file_bytes(self._segment_bytes, 0))
         except OSError as error:
             if not is_full(error):
                 raise
+            self._release(following)
             return False
-        self._fill_from = 0 if self._fills else -1
         return True
+
+    def _create(self, segment: int, size_bytes: int) -> None:
+        """Reserve room for a future segment, without its zeros."""
+        self._disk.create(draft_name(segment), size_bytes)
+        self._reserved[segment] = size_bytes
+        self._disk.sync(draft_name(segment))
+        self._fill_from = 0 if self._fills else -1
+
+    def _release(self, segment: int) -> None:
+        """Give back what is reserved for a future segment, if anything is."""
+        self._fill_from = -1
+        if self._reserved.pop(segment, 0):
+            self._disk.remove(draft_name(segment))
 
     def _fill(self, segment: int) -> None:
         """Write some of the zeros of a segment that is reserved."""

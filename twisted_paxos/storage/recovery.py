@@ -182,7 +182,9 @@ def _read_header(disk: IDisk, number: int) -> Segment:
         raise StorageDamaged(f"{disk.path}/{name} at byte 0: no segment header")
     _, _, _, _, sequence, _, size_bytes, version = parsed
     if version != LOG_VERSION:
-        raise StorageError(f"{disk.path}/{name}: format version {version} is not known: use a newer program")
+        raise StorageError(
+            f"{disk.path}/{name}: format version {version} is not known: use the program that wrote it"
+        )
     actual = disk.size(name)
     if actual != size_bytes:
         raise StorageDamaged(f"{disk.path}/{name}: {actual} bytes long instead of {size_bytes}")

@@ -19,7 +19,7 @@ from twisted_paxos.storage.queued import LogRecord
 APPLICATION_ID = 0x50584F53
 """``PXOS`` in the database's header."""
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SCHEMA = """
 CREATE TABLE object_0 (name TEXT PRIMARY KEY, serial INTEGER, payload BLOB, crc INTEGER);
 CREATE TABLE object_1 (name TEXT PRIMARY KEY, serial INTEGER, payload BLOB, crc INTEGER);

@@ -23,7 +23,7 @@ from twisted_paxos.core import limits
 from twisted_paxos.core.messages import Envelope, Message, Sender
 from twisted_paxos.errors import WireError
 
-VERSION = 1
+VERSION = 2
 _CHECKED = bytes((VERSION,)) + b"c"
 _KEYED = bytes((VERSION,)) + b"k"
 _TAG_BYTES = {_CHECKED: 4, _KEYED: 16}
