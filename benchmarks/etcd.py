@@ -189,6 +189,8 @@ class Etcd(System):
 
     def fail_over(self) -> Run | None:
         """See `System`."""
+        # Other loads came before: it may be another one by now.
+        self._leader = wait_for("etcd has a leader", self._find_leader)
         urls = [self._clients[self._leader], *(u for n, u in self._clients.items() if n != self._leader)]
         return fail_over_of(self.processes, self._leader, python("-m", "benchmarks.etcdwriter", *urls))
 

@@ -288,6 +288,8 @@ class TwistedPaxos(System):
 
     def fail_over(self) -> Run | None:
         """See `System`."""
+        # Other loads came before: it may be another one by now.
+        self._leader = wait_for("twisted_paxos has a leader", self._find_leader)
         workload = Workload(endpoints=self._from_leader(), seconds=6.0, warm_up_s=0.5, times=True)
         return fail_over_of(self.processes, self._leader, self.load_command(workload))
 

@@ -14,7 +14,7 @@ from tests.core.transcript import ballot, command
 from tests.protocols.fakes import HeldStorage
 from twisted_paxos import applier as applier_module
 from twisted_paxos.applier import RETRY_S, Applier
-from twisted_paxos.core.messages import Command, OfRun, SlotEntry, encode_value
+from twisted_paxos.core.messages import Command, OfRun, SlotEntry, encode_value, sequences_of
 from twisted_paxos.errors import StorageDamaged
 from twisted_paxos.statemachine.commands import OPEN_SESSION, Result
 from twisted_paxos.statemachine.opaque import OpaqueLog
@@ -42,7 +42,7 @@ class Owner:
 
 def named(runs: Sequence[OfRun]) -> list[tuple[OfRun, int]]:
     """The number of each command, with its run."""
-    return [(run, run.sequence + place) for run in runs for place in range(len(run.payloads))]
+    return [(run, number) for run in runs for number in sequences_of(run)]
 
 
 class ApplierTests(SynchronousTestCase):

@@ -201,9 +201,12 @@ class ApplyTests(SynchronousTestCase):
 
     def test_valuesOfOtherVersions(self) -> None:
         """A field that is not known makes it no value, rather than one without commands."""
-        with self.assertRaises(msgspec.DecodeError):
-            self.state.apply_encoded(2, Raw(b'{"time_ms":5,"commands":[["c",1,1,"x"]]}'))
-        self.assertEqual(self.state.applied_upto, 1)
+        for later in (b'"commands":[["c",1,1,"x"]]', b'"runs":[["c",1,1,["x"],0]]', b'"runs":[["c",1,1,[]]]'):
+            for state in (self.state, ReplicatedState(OpaqueLog())):
+                before = state.applied_upto
+                with self.assertRaises(msgspec.DecodeError):
+                    state.apply_encoded(before + 1, Raw(b'{"time_ms":5,%s}' % later))
+                self.assertEqual(state.applied_upto, before)
 
     def test_changeOfMembers(self) -> None:
         """It is nothing to the state machine, but log time."""

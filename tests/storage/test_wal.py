@@ -26,8 +26,9 @@ from twisted_paxos.storage.log import FILL_STEP_BYTES, SegmentedLog
 from twisted_paxos.testing.storage import SimulatedDisk
 
 
-def noted_fills(disk: SimulatedDisk) -> list[tuple[str, int, int]]:
-    """Where zeros are written from now on: name, offset, size in bytes."""
+def started(segment_bytes: int) -> tuple[Node, list[tuple[str, int, int]]]:
+    """A node that has promised, and where zeros are written: name, offset, size in bytes."""
+    disk = SimulatedDisk()
     fills: list[tuple[str, int, int]] = []
     fill = disk.fill
 
@@ -36,7 +37,10 @@ def noted_fills(disk: SimulatedDisk) -> list[tuple[str, int, int]]:
         fill(name, offset, size_bytes)
 
     disk.fill = noted  # type: ignore[method-assign]
-    return fills
+    node = Node(disk, segment_bytes)
+    node.start()
+    node.write(SavePromise(FIRST))
+    return node, fills
 
 
 def run_all(node: Node) -> None:
@@ -351,11 +355,7 @@ class SegmentTests(SynchronousTestCase):
 
     def test_zeros_only_for_small_records(self) -> None:
         """The next segment is filled with zeros after small records, and only reserved after large ones."""
-        disk = SimulatedDisk()
-        filled = noted_fills(disk)
-        node = Node(disk, 1 << 20)
-        node.start()
-        node.write(SavePromise(FIRST))
+        node, filled = started(1 << 20)
         for slot in range(1, 10):
             node.write(accepted(slot, size_bytes=60_000))
         run_all(node)
@@ -376,11 +376,7 @@ class SegmentTests(SynchronousTestCase):
 
     def half_filled(self) -> tuple[Node, list[tuple[str, int, int]]]:
         """A node with 36 slots in its first segment, which writes zeros for the second: two steps so far."""
-        disk = SimulatedDisk()
-        filled = noted_fills(disk)
-        node = Node(disk, 4 << 20)
-        node.start()
-        node.write(SavePromise(FIRST))
+        node, filled = started(4 << 20)
         for slot in range(1, 35):
             node.write(accepted(slot, size_bytes=60_000))
         self.assertEqual(filled, [])
@@ -433,12 +429,34 @@ class SegmentTests(SynchronousTestCase):
         refused = [node.begin(accepted(slot, size_bytes=60_000)) for slot in range(50, 90)]
         run_all(node)
         self.assertEqual(refused[-1], ["StorageFull"])
+        self.assertNotIn(draft_name(2), node.disk.names())
         node.disk.fill = fill  # type: ignore[method-assign]
         after = node.begin(accepted(90, size_bytes=60_000))
         run_all(node)
         self.assertEqual((after, log_of(node).last.id), (["done"], 2))
         node.disk.kill()
         self.assertEqual(max(Node(node.disk).start().entries), 90)
+
+    def test_no_room_for_the_last_of_several(self) -> None:
+        """A write over three segments, of which the last has no room for its zeros, leaves nothing half."""
+        node, filled = started(1 << 20)
+        fill = node.disk.fill
+
+        def full(name: str, offset: int, size_bytes: int) -> None:
+            if name == draft_name(3):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            fill(name, offset, size_bytes)
+
+        node.disk.fill = full  # type: ignore[method-assign]
+        slots = [accepted(slot, size_bytes=60_000) for slot in range(1, 41)]
+        self.assertEqual(node.write(*slots), "StorageFull")
+        run_all(node)
+        self.assertIn(draft_name(2), node.disk.names())
+        self.assertNotIn(draft_name(3), node.disk.names())
+        self.assertEqual(len(filled), 2)
+        self.assertEqual([node.write(slot) for slot in slots[:20]], ["done"] * 20)
+        node.disk.kill()
+        self.assertEqual(sorted(Node(node.disk).start().entries), list(range(1, 21)))
 
     def test_leftover_reservation_is_removed(self) -> None:
         """A reserved segment that was never used is not taken for a part of the log."""

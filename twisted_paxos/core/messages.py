@@ -62,7 +62,7 @@ class Numbered(Protocol):
         """Everything below is done with."""
 
 
-class CommandRun(Struct, frozen=True, array_like=True, gc=False):
+class CommandRun(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
     """Commands of one client whose numbers follow each other: what a slot holds.
 
     Attributes:
@@ -79,24 +79,17 @@ class CommandRun(Struct, frozen=True, array_like=True, gc=False):
     payloads: Annotated[tuple[Raw, ...], Meta(min_length=1)]
 
 
-class OfRun(Protocol):
-    """A `CommandRun`, whatever its payloads are decoded as."""
-
-    @property
-    def client(self) -> str:
-        """The session's id."""
-
-    @property
-    def sequence(self) -> int:
-        """The number of the first command."""
-
-    @property
-    def floor(self) -> int:
-        """Everything below is done with."""
+class OfRun(Numbered, Protocol):
+    """A `CommandRun`, whatever its payloads are decoded as; its number is that of the first command."""
 
     @property
     def payloads(self) -> Sequence[Any]:
         """The commands themselves."""
+
+
+def sequences_of(run: OfRun) -> range:
+    """The numbers of a run's commands."""
+    return range(run.sequence, run.sequence + len(run.payloads))
 
 
 def runs_of(commands: Sequence[Command]) -> tuple[CommandRun, ...]:

@@ -42,6 +42,7 @@ from twisted_paxos.core.messages import (
     decode_value,
     encode_change,
     encode_value,
+    sequences_of,
 )
 from twisted_paxos.core.quorum import Membership
 from twisted_paxos.core.records import SavePromise
@@ -419,7 +420,7 @@ class Proposer:
         """These were applied: a repetition is now told apart by the state machine's sessions."""
         if self._taken:
             for run in runs:
-                self._taken.discard_of(run.client, range(run.sequence, run.sequence + len(run.payloads)))
+                self._taken.discard_of(run.client, sequences_of(run))
 
     @property
     def highest_proposed(self) -> int:

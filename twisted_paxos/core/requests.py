@@ -18,7 +18,7 @@ from msgspec import Raw
 from twisted_paxos.core import limits
 from twisted_paxos.core.ballot import NO_BALLOT, ProposalID
 from twisted_paxos.core.effects import NOTHING, Effects, Send
-from twisted_paxos.core.messages import Command, Forward, ForwardReply, OfRun
+from twisted_paxos.core.messages import Command, Forward, ForwardReply, OfRun, sequences_of
 from twisted_paxos.core.proposer import COMMAND_OVERHEAD_BYTES
 from twisted_paxos.core.runs import client_runs
 from twisted_paxos.core.timing import RetryTimer
@@ -184,11 +184,10 @@ class Requests:
             return []
         owners: list[Any] = []
         for run in runs:
-            count = len(run.payloads)
-            if count == 1:
+            if len(run.payloads) == 1:
                 owners.append(self.applied((run.client, run.sequence)))
             else:
-                owners += self._pop(run.client, range(run.sequence, run.sequence + count))
+                owners += self._pop(run.client, sequences_of(run))
         return owners
 
     def forget_taken(self) -> None:

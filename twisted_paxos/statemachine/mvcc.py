@@ -40,7 +40,7 @@ NEVER_COMPACTED = -1
 _SHARDS = 64
 _SHARD_MASK = _SHARDS - 1
 _TUPLE_MAX = 8
-_TRIM_FRACTION = 64
+_TRIM_FRACTION = 512
 _SWEEP_RUN = 64
 _mod_revision = attrgetter("mod_revision")
 

@@ -29,6 +29,7 @@ from twisted_paxos.core.messages import (
     Value,
     Word,
     decode_value,
+    sequences_of,
 )
 from twisted_paxos.statemachine.commands import Context, Result
 from twisted_paxos.statemachine.machine import IStateMachine, ITypedMachine
@@ -53,7 +54,7 @@ class Header(Struct, frozen=True):
 P = TypeVar("P")
 
 
-class TypedRun(Struct, Generic[P], frozen=True, array_like=True, gc=False):
+class TypedRun(Struct, Generic[P], frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
     """A `CommandRun` whose payloads are decoded as well."""
 
     client: Word
@@ -228,9 +229,8 @@ class ReplicatedState:
         places: list[range] = []
         start = 0
         for run in runs:
-            client, first, payloads = run.client, run.sequence, run.payloads
+            client, payloads, sequences = run.client, run.payloads, sequences_of(run)
             end = start + len(payloads)
-            sequences = range(first, first + len(payloads))
             if end - start > 1 and sessions.admit_run(client, run.floor, sequences):
                 data = do(payloads, Context(slot, start, time_ms))
                 sessions.remember_run(client, sequences, slot, start, data)

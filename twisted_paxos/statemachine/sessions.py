@@ -131,7 +131,7 @@ class Sessions:
         results = session.results
         if sequences.start < max(floor, session.floor, 1) or not results.keys().isdisjoint(sequences):
             return False
-        # Not what the floor leaves: looking at each of them costs more than room that is seldom missed.
+        # Counted before the floor makes room: where that matters, `admit` looks at each.
         if len(results) + len(sequences) > limits.SESSION_RESULTS_MAX:
             return False
         if self._frozen is not None:

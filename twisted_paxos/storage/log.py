@@ -278,11 +278,16 @@ class SegmentedLog:
             OSError: there is no room, or worse.
         """
         needed = _file_bytes(self._segment_bytes, record_bytes)
-        if self._reserved.get(segment, 0) < needed:
-            self._release(segment)
-            self._create(segment, needed)
-        while self._fill_from >= 0:
-            self._fill(segment)
+        try:
+            if self._reserved.get(segment, 0) < needed:
+                self._release(segment)
+                self._create(segment, needed)
+            while self._fill_from >= 0:
+                self._fill(segment)
+        except OSError as error:
+            if is_full(error):
+                self._release(segment)
+            raise
         return self._reserved[segment]
 
     def upkeep(self) -> bool:
